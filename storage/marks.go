@@ -1,0 +1,120 @@
+package storage
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"slices"
+
+	"github.com/zeebo/xxh3"
+
+	"sheepdog/storage/disk"
+	"sheepdog/storage/object"
+)
+
+// The file with marks, little-endian: magic "SHPM", format 1, number of entries, all
+// uint32; entries of policy (1 byte), partition (2), epoch (8), sequence number (8),
+// ascending; the xxh3 of all that (8).
+const (
+	marksName   = "marks"
+	marksMagic  = 0x4d504853
+	marksFormat = 1
+	marksHead   = 12
+	markSize    = 1 + 2 + 8 + 8
+	maxMarks    = 1 << 24 // as many groups as there can be
+)
+
+// KeepMarks makes durable, for each group, what the layer above
+// says of it: the version up to which nothing is missing. That must be durable already.
+// Marks of a group are kept on its disk, so that they are lost with it.
+func (s *Store) KeepMarks(marks map[object.Group]object.Version) error {
+	var errs []error
+	for _, d := range s.routes.drives {
+		if d.failed() != nil {
+			continue
+		}
+		own := make(map[object.Group]object.Version)
+		for g, v := range marks {
+			if s.routes.find(g) == d {
+				own[g] = v
+			}
+		}
+		if err := writeWhole(d.fs, marksName, encodeMarks(own)); err != nil {
+			errs = append(errs, d.explain(fmt.Errorf("keep marks: %w", err)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Marks returns what KeepMarks kept last. What cannot be read is left out.
+func (s *Store) Marks() map[object.Group]object.Version {
+	all := make(map[object.Group]object.Version)
+	for _, d := range s.routes.drives {
+		marks, err := readMarks(d.fs)
+		if err != nil {
+			d.logger.Warn("marks are lost: partitions will be compared with other nodes object by object", "disk", d.String(), "error", err)
+		}
+		maps.Copy(all, marks)
+	}
+	return all
+}
+
+func encodeMarks(marks map[object.Group]object.Version) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 0, marksHead+len(marks)*markSize+8)
+	b = le.AppendUint32(b, marksMagic)
+	b = le.AppendUint32(b, marksFormat)
+	b = le.AppendUint32(b, uint32(len(marks)))
+	groups := slices.SortedFunc(maps.Keys(marks), func(a, b object.Group) int {
+		return compareKeys(object.Key{Group: a}, object.Key{Group: b})
+	})
+	for _, g := range groups {
+		b = append(b, byte(g.Policy))
+		b = le.AppendUint16(b, uint16(g.Partition))
+		b = le.AppendUint64(b, marks[g].Epoch)
+		b = le.AppendUint64(b, marks[g].Seq)
+	}
+	return le.AppendUint64(b, xxh3.Hash(b))
+}
+
+func readMarks(fsys disk.FS) (map[object.Group]object.Version, error) {
+	f, err := fsys.OpenFile(marksName, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, marksHead+maxMarks*markSize+8))
+	if err != nil {
+		return nil, err
+	}
+	return decodeMarks(b)
+}
+
+var errMarks = errors.New("file of marks is damaged")
+
+func decodeMarks(b []byte) (map[object.Group]object.Version, error) {
+	le := binary.LittleEndian
+	if len(b) < marksHead+8 || le.Uint32(b) != marksMagic || xxh3.Hash(b[:len(b)-8]) != le.Uint64(b[len(b)-8:]) {
+		return nil, errMarks
+	}
+	if f := le.Uint32(b[4:]); f != marksFormat {
+		return nil, fmt.Errorf("file of marks has format %d, which this version does not know", f)
+	}
+	n := int(le.Uint32(b[8:]))
+	b = b[marksHead : len(b)-8]
+	if len(b) != n*markSize {
+		return nil, errMarks
+	}
+	marks := make(map[object.Group]object.Version, n)
+	for ; len(b) > 0; b = b[markSize:] {
+		g := object.Group{Policy: object.PolicyID(b[0]), Partition: object.Partition(le.Uint16(b[1:]))}
+		marks[g] = object.Version{Epoch: le.Uint64(b[3:]), Seq: le.Uint64(b[11:])}
+	}
+	return marks, nil
+}

@@ -1,0 +1,85 @@
+package storage
+
+import (
+	"maps"
+	"testing"
+
+	"sheepdog/storage/disk"
+	"sheepdog/storage/object"
+)
+
+// Marks survive a restart, on the disk of their group; damaged ones are none.
+func TestMarks(t *testing.T) {
+	dirs := []disk.FS{openDir(t), openDir(t)}
+	open := func() *Store {
+		s, err := Open(Config{Disks: dirs, Node: "n", ScrubRate: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := open()
+	want := map[object.Group]object.Version{}
+	for i := range object.Partition(20) {
+		g := object.Group{Policy: 1, Partition: i}
+		do(t, s, &object.Request{Op: object.OpWrite, SizeShift: 20, ID: 1, Policy: 1, Partition: i, Len: 1, Data: []byte{1}})
+		want[g] = object.Version{Epoch: 7, Seq: uint64(i)}
+	}
+	want[object.Group{Policy: 2}] = object.Version{Epoch: 1} // there are no objects of it
+	if err := s.KeepMarks(want); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s = open()
+	if got := s.Marks(); !maps.Equal(got, want) {
+		t.Errorf("marks are %v, want %v", got, want)
+	}
+	s.Close()
+	f, err := dirs[0].OpenFile(marksName, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, _ := f.Size()
+	if _, err := f.WriteAt([]byte{0xff}, size/2); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	s = open()
+	defer s.Close()
+	got := s.Marks()
+	if len(got) == 0 || len(got) >= len(want) {
+		t.Errorf("with one of two files damaged there are %d of %d marks", len(got), len(want))
+	}
+}
+
+func openDir(t *testing.T) disk.FS {
+	t.Helper()
+	d, err := disk.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// do carries out a request that must succeed.
+func do(t *testing.T, s *Store, r *object.Request) {
+	t.Helper()
+	done := make(chan struct{})
+	r.Done = func(*object.Request) { close(done) }
+	s.Submit(r)
+	s.Kick()
+	<-done
+	if r.Err != nil {
+		t.Fatal(r.Err)
+	}
+}
+
+func FuzzMarks(f *testing.F) {
+	f.Add(encodeMarks(map[object.Group]object.Version{{Policy: 1, Partition: 2}: {Epoch: 3, Seq: 4}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		marks, err := decodeMarks(b)
+		if err == nil && len(marks)*markSize > len(b) {
+			t.Error("more marks than there is room for")
+		}
+	})
+}

@@ -1,0 +1,39 @@
+package object
+
+import "errors"
+
+// The closed set of what an object operation can fail with. Layers wrap them
+// (errors.Is finds them); nothing is told apart by its text.
+var (
+	// ErrNotFound: the object does not exist. Reads of missing objects fail with it.
+	ErrNotFound = errors.New("object not found")
+	// ErrNoSpace: the write needs space that the disk does not have. Nothing was changed.
+	ErrNoSpace = errors.New("no space left for objects")
+	// ErrCorrupt: blocks do not match their checksum (see CorruptError). No data was returned.
+	ErrCorrupt = errors.New("object is corrupt")
+	// ErrIO: the disk failed. The disk is out of service.
+	ErrIO = errors.New("disk failed")
+	// ErrInvalid: the request is outside the object or not well formed.
+	ErrInvalid = errors.New("invalid object request")
+	// ErrStale: the request's generation or epoch is older than one already seen (fencing).
+	ErrStale = errors.New("stale generation")
+	// ErrUnavailable: no replica can serve the request now.
+	ErrUnavailable = errors.New("partition unavailable")
+	// ErrClosed: the store or node is shutting down.
+	ErrClosed = errors.New("closed")
+)
+
+// CorruptError says which blocks of which object failed their checksum. It is an ErrCorrupt.
+type CorruptError struct {
+	Key    Key
+	Blocks []uint32 // block numbers within the object, ascending; at most a few are listed
+	Disk   string   // directory of the disk
+}
+
+// Error implements error.
+func (e *CorruptError) Error() string {
+	return "object " + e.Key.String() + " on disk " + e.Disk + ": checksum mismatch"
+}
+
+// Is makes errors.Is(err, ErrCorrupt) true.
+func (e *CorruptError) Is(target error) bool { return target == ErrCorrupt }

@@ -1,0 +1,232 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"sheepdog/storage/object"
+)
+
+// syncer makes things durable for whoever waits: all that gather while one sync runs
+// share the next.
+type syncer struct {
+	d *drive
+
+	mu     sync.Mutex
+	cond   sync.Cond
+	queue  requests // complete when durable
+	marks  requests // go on when the log is durable
+	files  bool     // somebody in queue needs what was written directly
+	closed bool
+}
+
+func (s *syncer) init(d *drive) {
+	s.d = d
+	s.cond.L = &s.mu
+}
+
+// add completes r when everything completed so far is durable; files says whether
+// that includes object files.
+func (s *syncer) add(r *object.Request, files bool) {
+	s.mu.Lock()
+	s.queue.push(r)
+	s.files = s.files || files
+	s.cond.Signal()
+	s.mu.Unlock()
+}
+
+// mark gives r back to a worker when the log is durable.
+func (s *syncer) mark(r *object.Request) {
+	s.mu.Lock()
+	s.marks.push(r)
+	s.cond.Signal()
+	s.mu.Unlock()
+}
+
+func (s *syncer) wake() { s.cond.Signal() }
+
+func (s *syncer) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.cond.Signal()
+	s.mu.Unlock()
+}
+
+// run is the syncer's goroutine.
+func (s *syncer) run() {
+	for {
+		s.mu.Lock()
+		for s.queue.head == nil && s.marks.head == nil {
+			if s.closed {
+				s.mu.Unlock()
+				return
+			}
+			s.cond.Wait()
+		}
+		s.mu.Unlock()
+		s.batch()
+	}
+}
+
+// batch carries out one sync for all who wait.
+func (s *syncer) batch() {
+	// What is staged may carry requests for this batch.
+	s.d.staged.Store(false)
+	s.d.flush()
+	s.mu.Lock()
+	queue, marks, files := s.queue.take(), s.marks.take(), s.files
+	s.files = false
+	s.mu.Unlock()
+	err := s.d.syncAll(files)
+	for r := queue.pop(); r != nil; r = queue.pop() {
+		r.Complete(err)
+	}
+	s.d.pool.submitAll(marks)
+}
+
+// drain serves what came after the goroutine ended.
+func (s *syncer) drain() {
+	s.batch()
+	s.d.pool.close()
+	s.batch()
+}
+
+// syncAll makes durable what is complete: object files first if asked for, then the log.
+func (d *drive) syncAll(files bool) error {
+	if err := d.failed(); err != nil {
+		return err
+	}
+	d.count.syncs.Add(1)
+	if files {
+		if err := d.syncFiles(); err != nil {
+			return d.explain(err)
+		}
+	}
+	if err := d.log.Sync(); err != nil {
+		return d.fail(err)
+	}
+	return nil
+}
+
+// syncParallel is how many files are synced at once: they share the journal's commits.
+const syncParallel = 32
+
+// inParallel calls fn with 0 to n-1, on syncParallel goroutines, until one call fails. It
+// returns the first failure. A few calls are not worth goroutines.
+func inParallel(n int, fn func(i int) error) error {
+	if n <= 2 {
+		for i := range n {
+			if err := fn(i); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	var failure atomic.Pointer[error]
+	for range min(syncParallel, n) {
+		wg.Go(func() {
+			for failure.Load() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return
+				}
+				if err := fn(i); err != nil {
+					failure.CompareAndSwap(nil, &err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if p := failure.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// syncFiles makes direct writes and the entries of newDir durable. When it returns,
+// everything that was dirty when it was called is durable, whoever synced it.
+func (d *drive) syncFiles() error {
+	d.fileSync.Lock()
+	defer d.fileSync.Unlock()
+	d.listMu.Lock()
+	dirty := d.dirty
+	d.dirty = nil
+	d.listMu.Unlock()
+	entries := d.newDirty.Swap(false)
+	err := inParallel(len(dirty), func(i int) error { return d.syncObject(dirty[i]) })
+	if err == nil && entries {
+		if err = d.fs.SyncDir(newDir); err != nil {
+			err = fmt.Errorf("sync %s: %w", newDir, err)
+		}
+	}
+	if err != nil {
+		d.listMu.Lock()
+		d.dirty = append(d.dirty, dirty...) // never settled again
+		d.listMu.Unlock()
+		d.newDirty.Store(true)
+		// What the kernel did with the pages is not known: the disk is not to be trusted.
+		return d.fail(err)
+	}
+	return nil
+}
+
+func (d *drive) syncObject(o *obj) error {
+	o.mu.Lock()
+	if !o.dirtyData || o.dead || !o.exists {
+		o.mu.Unlock()
+		return nil
+	}
+	if err := d.load(o); err != nil {
+		o.mu.Unlock()
+		if errors.Is(err, object.ErrCorrupt) {
+			return nil // nothing of it can be made durable; its readers are told
+		}
+		return err
+	}
+	if err := d.ensureOpen(o); err != nil {
+		o.mu.Unlock()
+		return err
+	}
+	o.dirtyData = false
+	if o.file == nil {
+		o.mu.Unlock()
+		return nil
+	}
+	h := o.file.acquire()
+	o.mu.Unlock()
+	defer h.release()
+	if err := h.Sync(); err != nil {
+		return fmt.Errorf("sync object %s: %w", o.key, err)
+	}
+	return nil
+}
+
+// sync carries out OpSync for this disk.
+func (d *drive) sync(r *object.Request) {
+	if !d.started || d.settled() { // nothing was ever written to a disk that did not open
+		r.Complete(nil)
+		return
+	}
+	if err := d.failed(); err != nil {
+		r.Complete(err)
+		return
+	}
+	d.syncer.add(r, true)
+}
+
+// settled reports whether there is nothing that a sync would make durable. A disk that
+// failed with such things stays unsettled for ever: their writers must hear of it.
+func (d *drive) settled() bool {
+	if !d.fileSync.TryLock() {
+		return false
+	}
+	defer d.fileSync.Unlock()
+	d.listMu.Lock()
+	dirty := len(d.dirty)
+	d.listMu.Unlock()
+	return dirty == 0 && !d.newDirty.Load() && d.log.Clean()
+}
