@@ -1,0 +1,275 @@
+package replicas
+
+import (
+	"github.com/zeebo/xxh3"
+
+	"sheepdog/cluster/internal/peer"
+	"sheepdog/cluster/internal/replica"
+	"sheepdog/storage/object"
+)
+
+// incoming is a request of another node. One belongs to each pooled peer.Request.
+type incoming struct {
+	r    *Replicas
+	req  *peer.Request
+	part *part
+	from replica.Peer
+
+	change   change
+	effect   replica.Effect // the Apply of change
+	write    object.Request
+	question question
+	task     Task // opAct
+}
+
+// Handle carries out a request of another node, if it is one of this package's
+// operations; else it reports false. See peer.Handler.
+func (r *Replicas) Handle(req *peer.Request) bool {
+	if req.Op > lastOp {
+		return false
+	}
+	in, ok := req.State.(*incoming)
+	if !ok || in.r != r {
+		in = &incoming{r: r}
+		req.State = in
+	}
+	in.req, in.part = req, nil
+	in.from = replica.Peer{Node: req.From.Node, Incarnation: req.From.Incarnation}
+	if err := in.dispatch(); err != nil {
+		req.Reply(err)
+	}
+	return true
+}
+
+// classes are the operations' classes: a request that comes in another one would
+// break what package peer promises about waiting.
+var classes = map[uint16][]peer.Class{
+	opAct: {peer.Data}, opChange: {peer.Commit}, opCommitted: {peer.Commit}, opSurvey: {peer.Commit}, opSync: {peer.Commit},
+	opAsk: {peer.Bulk}, opRepair: {peer.Bulk, peer.Commit}, opSums: {peer.Bulk}, opBlocks: {peer.Bulk},
+}
+
+// dispatch begins what was asked for; an error is the answer.
+func (in *incoming) dispatch() error {
+	if in.r.closed.Load() {
+		return object.ErrClosed
+	}
+	ok := false
+	for _, c := range classes[in.req.Op] {
+		ok = ok || c == in.req.Class
+	}
+	if !ok {
+		return peer.ErrUnsupported
+	}
+	switch in.req.Op {
+	case opAct:
+		return in.act()
+	case opChange, opRepair:
+		return in.takeChange()
+	case opCommitted:
+		return in.committed()
+	case opSums, opBlocks:
+		return in.serve()
+	}
+	q, err := decodeQuestion(in.req.Head)
+	if err != nil {
+		return err
+	}
+	in.question = q
+	if in.req.Op == opSync {
+		return in.sync()
+	}
+	if err := in.find(&q.route); err != nil {
+		return err
+	}
+	kind := evSurvey
+	if in.req.Op == opAsk {
+		kind = evAsk
+	}
+	in.part.post(event{kind: kind, batch: true, in: in})
+	return nil
+}
+
+// find finds the partition of a message that is for this life of this node.
+func (in *incoming) find(m *route) error {
+	if m.to != in.r.cfg.Self.Incarnation {
+		return replica.ErrEpoch
+	}
+	if in.part = in.r.part(m.group); in.part == nil {
+		return replica.ErrEpoch // it will be heard of
+	}
+	return nil
+}
+
+// act carries out a gateway's request.
+func (in *incoming) act() error {
+	m, err := decodeAct(in.req.Head)
+	if err != nil {
+		return err
+	}
+	if m.to != in.r.cfg.Self.Incarnation {
+		return replica.ErrRetry
+	}
+	t := &in.task
+	t.Group, t.Epoch, t.Verb, t.Flags, t.SizeShift = m.group, m.epoch, m.verb, m.flags, m.shift
+	t.ID, t.Off, t.Len, t.Volume, t.Generation = m.id, m.off, m.len, m.volume, m.generation
+	t.Data, t.Done = nil, in.acted
+	switch m.verb {
+	case VerbRead:
+		if len(in.req.ReplyData) < int(m.len) {
+			return errMessage
+		}
+		in.req.ReplyData = in.req.ReplyData[:m.len]
+		t.Data = in.req.ReplyData
+	case VerbWrite:
+		if t.Data = in.req.Data; xxh3.Hash(t.Data) != m.sum {
+			return errDamaged
+		}
+		t.sum = m.sum
+	}
+	in.r.Submit(t)
+	return nil
+}
+
+// acted answers a gateway.
+func (in *incoming) acted(t *Task) {
+	req := in.req
+	if t.Err != nil {
+		req.Reply(t.Err)
+		return
+	}
+	switch t.Verb {
+	case VerbRead:
+		req.ReplyHead = le.AppendUint64(req.ReplyHead, xxh3.Hash(t.Data))
+	case VerbStat:
+		req.ReplyData = appendInfo(req.ReplyData[:0], t.Info)
+	case VerbSums:
+		req.ReplyData = appendSums(req.ReplyData[:0], t.Sums)
+	case VerbList:
+		req.ReplyData = req.ReplyData[:0]
+		for _, i := range t.Infos {
+			req.ReplyData = appendInfo(req.ReplyData, i)
+		}
+	default:
+		req.ReplyHead = appendPeers(req.ReplyHead, t.Holders)
+		req.ReplyData = nil
+	}
+	req.Reply(nil)
+}
+
+func appendSums(b []byte, sums []uint64) []byte {
+	for _, s := range sums {
+		b = le.AppendUint64(b, s)
+	}
+	return b
+}
+
+func decodeSums(b []byte) []uint64 {
+	sums := make([]uint64, len(b)/8)
+	for i := range sums {
+		sums[i] = le.Uint64(b[i*8:])
+	}
+	return sums
+}
+
+// takeChange takes a change or repair of the primary.
+func (in *incoming) takeChange() error {
+	m, err := decodeChange(in.req.Head)
+	if err != nil {
+		return err
+	}
+	switch {
+	case (m.version == object.Version{}) != (in.req.Op == opRepair):
+		return errMessage
+	case in.req.Op == opChange && m.version.Epoch != uint64(m.epoch):
+		return errMessage
+	case in.req.Op == opChange && !m.verb.Changes():
+		return errMessage
+	case m.verb == VerbWrite && in.req.Op == opChange && (len(in.req.Data) != int(m.len) || xxh3.Hash(in.req.Data) != m.sum):
+		return errDamaged
+	}
+	if err := in.find(&m.route); err != nil {
+		return err
+	}
+	in.change = m
+	in.part.post(event{kind: evReceive, batch: true, in: in})
+	return nil
+}
+
+// store carries out the change that in.effect is about.
+func (in *incoming) store() {
+	m := &in.change
+	switch {
+	case in.req.Op == opRepair:
+		in.r.works.Go(func() { in.stored(in.repair()) })
+	case m.verb == VerbDelete:
+		in.r.works.Go(func() { in.stored(in.r.cfg.Store.Delete(in.r.ctx, object.Key{Group: m.group, ID: m.id})) })
+	default:
+		in.write = object.Request{
+			Op:    [...]object.Op{VerbWrite: object.OpWrite, VerbZero: object.OpZero, VerbDiscard: object.OpDiscard}[m.verb],
+			Flags: m.flags, SizeShift: m.shift, ID: m.id, Policy: m.group.Policy, Partition: m.group.Partition,
+			Off: m.off, Len: m.len, Data: in.req.Data, Version: m.version, Done: incomingStored, Owner: in,
+		}
+		in.r.cfg.Store.Submit(&in.write)
+	}
+}
+
+func incomingStored(r *object.Request) { r.Owner.(*incoming).stored(r.Err) }
+
+func (in *incoming) stored(err error) {
+	in.part.post(event{kind: evStored, in: in, err: err})
+}
+
+// reply answers what the partition was asked.
+func (in *incoming) reply(e *replica.Effect) {
+	req := in.req
+	switch {
+	case e.Err != nil || req.Op == opChange || req.Op == opRepair:
+		req.ReplyData = nil
+		req.Reply(e.Err)
+	case req.Op == opSurvey:
+		req.ReplyData = appendReport(req.ReplyData[:0], e.Report, nil)
+		req.Reply(nil)
+	default:
+		report := e.Report
+		in.r.works.Go(func() {
+			have, err := in.r.objects(in.part.group)
+			req.ReplyData = appendReport(req.ReplyData[:0], report, have)
+			req.Reply(err)
+		})
+	}
+}
+
+// committed takes the marks of many partitions.
+func (in *incoming) committed() error {
+	d := decoder{b: in.req.Data}
+	for len(d.b) > 0 {
+		var m route
+		m.decode(&d)
+		mark := d.version()
+		if d.err != nil {
+			return d.err
+		}
+		if m.to != in.r.cfg.Self.Incarnation {
+			continue
+		}
+		if p := in.r.part(m.group); p != nil {
+			p.post(event{kind: evCommitted, batch: true, peer: in.from, epoch: m.epoch, mark: mark})
+		}
+	}
+	in.req.ReplyData = nil
+	in.req.Reply(nil)
+	return nil
+}
+
+// sync makes everything durable that was stored before.
+func (in *incoming) sync() error {
+	if in.question.to != in.r.cfg.Self.Incarnation {
+		return replica.ErrEpoch
+	}
+	in.write = object.Request{Op: object.OpSync, Done: func(w *object.Request) {
+		in.req.ReplyData = nil
+		in.req.Reply(w.Err)
+	}}
+	in.r.cfg.Store.Submit(&in.write)
+	return nil
+}

@@ -1,0 +1,268 @@
+package replicas
+
+import (
+	"sync/atomic"
+	"time"
+
+	"sheepdog/cluster/internal/mailbox"
+	"sheepdog/cluster/internal/peer"
+	"sheepdog/cluster/internal/replica"
+	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
+)
+
+// part is one partition: what package replica decides, and who carries it out. Events
+// are handled one at a time, by the goroutine that posts the first.
+type part struct {
+	r     *Replicas
+	group object.Group
+	box   mailbox.Mailbox[event]
+
+	// Of the goroutine that handles events.
+	p       *replica.Partition // nil: it is not known yet what is in the store
+	first   *replica.View      // when the part was made
+	loading bool
+	waiting []event // until then
+	unsent  bool    // something was submitted and not kicked
+
+	underway int // repairs of learners, as counted in Replicas.repairs
+
+	idle     atomic.Bool
+	primary  atomic.Bool
+	serving  atomic.Bool
+	wanted   atomic.Int64
+	readable atomic.Uint64 // epoch in which this node's content may be read; 0: none
+	granting atomic.Bool   // evGrant was posted
+	mark     atomic.Pointer[replica.Mark]
+}
+
+type eventKind uint8
+
+const (
+	evView eventKind = iota
+	evTick
+	evLoaded
+	evSubmit
+	evApplied
+	evFetched
+	evAcked
+	evReceive
+	evStored
+	evCommitted
+	evSurvey
+	evAsk
+	evAnswered // a call of do has ended
+	evGrant
+)
+
+// event is something that happened. Only the fields of its kind are set.
+type event struct {
+	kind   eventKind
+	batch  bool // who posts it kicks afterwards
+	task   *Task
+	in     *incoming
+	send   *send
+	epoch  state.Epoch
+	err    error
+	view   *replica.View
+	report *replica.Report
+	answer func(now replica.Time, p *replica.Partition)
+	peer   replica.Peer
+	mark   replica.Mark
+}
+
+func newPart(r *Replicas, g object.Group) *part {
+	return &part{r: r, group: g}
+}
+
+func (p *part) post(e event) { p.box.Post(e, p.handle) }
+
+func (p *part) handle(e event) {
+	if p.p == nil && !p.load(&e) {
+		return
+	}
+	p.event(&e)
+	p.perform()
+	p.note()
+	if e.batch {
+		p.unsent = false
+	} else if p.unsent {
+		p.unsent = false
+		p.r.kickSoon()
+	}
+}
+
+// load finds out what is in the store before anything else is done. It reports whether
+// that is known.
+func (p *part) load(e *event) bool {
+	r := p.r
+	if e.kind == evLoaded {
+		p.begin(*e.report)
+		waiting := p.waiting
+		p.waiting = nil
+		for i := range waiting {
+			p.handle(waiting[i])
+		}
+		return false
+	}
+	if !p.loading && !r.stored[p.group] {
+		p.begin(replica.Report{})
+		return true
+	}
+	p.waiting = append(p.waiting, *e)
+	if !p.loading {
+		p.loading = true
+		r.works.Go(func() {
+			if report := r.report(p.group); report != nil {
+				p.post(event{kind: evLoaded, report: report})
+			}
+		})
+	}
+	return false
+}
+
+func (p *part) begin(report replica.Report) {
+	p.p = replica.New(p.r.opt, report)
+	if p.first != nil {
+		p.p.SetLease(p.r.now(), replica.Time(p.r.lease.Load()))
+		p.p.SetView(p.r.now(), *p.first)
+		p.first = nil
+		p.perform()
+	}
+}
+
+func (p *part) event(e *event) {
+	r := p.r
+	now := r.now()
+	p.p.SetLease(now, replica.Time(r.lease.Load()))
+	switch e.kind {
+	case evView:
+		p.p.SetView(now, *e.view)
+	case evTick:
+		p.p.Tick(now)
+	case evSubmit:
+		p.p.Submit(now, e.epoch, &e.task.op)
+	case evApplied:
+		p.p.Applied(now, &e.task.op, e.epoch, e.err)
+	case evFetched:
+		p.p.Fetched(now, &e.task.op, e.epoch, e.err)
+	case evAcked:
+		s := e.send
+		to, epoch, err, task := s.to, s.epoch, unknown(s.call.Err), s.task
+		s.busy = false
+		p.p.Acked(now, &task.op, epoch, to, err)
+	case evReceive:
+		m := &e.in.change
+		p.p.Receive(e.in.from, m.epoch, m.session, m.version, m.id, m.mark, e.in)
+	case evStored:
+		p.p.Stored(now, e.in.effect, e.err)
+	case evCommitted:
+		p.p.Committed(e.peer, e.epoch, e.mark)
+	case evSurvey:
+		p.p.AnswerSurvey(e.in.from, e.in.question.epoch, e.in)
+	case evAsk:
+		p.p.AnswerAsk(e.in.from, e.in.question.epoch, e.in.question.session, e.in)
+	case evAnswered:
+		e.answer(now, p.p)
+	case evGrant:
+		p.p.Grant(now, 1)
+		p.granting.Store(false)
+	}
+}
+
+// perform carries out what the partition wants. What completes at once is posted, and
+// handled afterwards.
+func (p *part) perform() {
+	effects := p.p.Effects()
+	for i := range effects {
+		p.effect(&effects[i])
+	}
+}
+
+// note publishes what others want to know.
+func (p *part) note() {
+	p.idle.Store(p.p.Idle())
+	p.primary.Store(p.p.Primary())
+	p.serving.Store(p.p.Serving())
+	p.wanted.Store(int64(p.p.Wanted()))
+	epoch := uint64(0)
+	if p.p.Readable() {
+		epoch = uint64(p.p.Epoch())
+	}
+	if p.readable.Load() != epoch {
+		p.readable.Store(epoch)
+	}
+	if n := p.p.Underway(); n != p.underway {
+		p.r.repairs.Add(int64(n - p.underway))
+		if n < p.underway {
+			signal(p.r.wake)
+		}
+		p.underway = n
+	}
+	if m, old := p.p.Mark(), p.mark.Load(); old == nil || m.Epoch != old.Epoch || m.Seq > old.Seq+markStep {
+		p.mark.Store(&m)
+	}
+}
+
+// markStep is by how much a published mark may be behind: a mark is an allocation.
+const markStep = 64
+
+func (p *part) effect(e *replica.Effect) {
+	r := p.r
+	switch e.Kind {
+	case replica.Apply:
+		p.unsent = true
+		if e.Op != nil {
+			e.Op.Owner.(*Task).apply(e)
+		} else {
+			in := e.Token.(*incoming)
+			in.effect = *e
+			in.store()
+		}
+	case replica.Send:
+		p.unsent = true
+		e.Op.Owner.(*Task).send(e)
+	case replica.Abandon: // calls end by themselves: see ackDeadline
+	case replica.Answer:
+		t := e.Op.Owner.(*Task)
+		t.finish(p.p.Holders())
+	case replica.Reply:
+		e.Token.(*incoming).reply(e)
+	case replica.Commit:
+		r.marks.add(e.To, committed{route{p.group, e.Epoch, e.To.Incarnation}, e.Mark})
+	case replica.Survey, replica.Ask:
+		p.unsent = true
+		p.ask(e)
+	case replica.List:
+		p.list(e)
+	case replica.Repair:
+		p.unsent = true
+		p.repair(e)
+	case replica.Fetch:
+		p.fetch(e)
+	case replica.SyncPeer:
+		p.unsent = true
+		p.sync(e)
+	case replica.Expel:
+		r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: e.Epoch, Remove: e.To.Node})
+	case replica.Admit:
+		r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: e.Epoch, Add: e.To.Node})
+	}
+}
+
+// deadline is when a call to a member is given up. Its op is answered then at the latest,
+// also if the member has hung.
+func (r *Replicas) deadline() time.Time {
+	return time.Now().Add(r.cfg.AckTimeout + 500*time.Millisecond)
+}
+
+// do makes a call and has its outcome handled as an event.
+func (p *part) do(to replica.Peer, c *peer.Call, answer func(now replica.Time, q *replica.Partition, c *peer.Call)) {
+	c.Done = func(c *peer.Call) {
+		p.post(event{kind: evAnswered, batch: true, answer: func(now replica.Time, q *replica.Partition) {
+			answer(now, q, c)
+			c.Release()
+		}})
+	}
+	p.r.call(to, c)
+}

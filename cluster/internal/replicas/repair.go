@@ -1,0 +1,388 @@
+package replicas
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/zeebo/xxh3"
+
+	"sheepdog/cluster/internal/peer"
+	"sheepdog/cluster/internal/replica"
+	"sheepdog/storage/object"
+)
+
+// ask carries out Survey and Ask.
+func (p *part) ask(e *replica.Effect) {
+	to, epoch, asks := e.To, e.Epoch, e.Kind == replica.Ask
+	q := question{route{p.group, epoch, to.Incarnation}, e.Session}
+	c := &peer.Call{Class: peer.Commit, Op: opSurvey, Head: q.append(nil), Want: peer.MaxData, Deadline: p.r.deadline()}
+	if asks {
+		c.Class, c.Op = peer.Bulk, opAsk
+	}
+	p.do(to, c, func(now replica.Time, q *replica.Partition, c *peer.Call) {
+		err := c.Err
+		var report replica.Report
+		var have []object.ID
+		if err == nil {
+			report, have, err = decodeReport(c.ReplyData)
+		}
+		if asks {
+			q.Asked(now, to, epoch, report, have, err)
+		} else {
+			q.Surveyed(now, to, epoch, report, err)
+		}
+	})
+}
+
+// list carries out List.
+func (p *part) list(e *replica.Effect) {
+	to, epoch, mark := e.To, e.Epoch, e.Mark
+	p.r.works.Go(func() {
+		var changed, have []object.ID
+		err := p.r.cfg.Store.List(p.r.ctx, p.group, func(i object.Info) error {
+			have = append(have, i.Key.ID)
+			if i.Uncertain || mark.Less(i.Version) {
+				changed = append(changed, i.Key.ID)
+			}
+			return nil
+		})
+		p.post(event{kind: evAnswered, answer: func(now replica.Time, q *replica.Partition) {
+			q.Listed(now, to, epoch, changed, have, err)
+		}})
+	})
+}
+
+// sync carries out SyncPeer.
+func (p *part) sync(e *replica.Effect) {
+	to, epoch := e.To, e.Epoch
+	p.do(to, p.r.syncCall(to), func(now replica.Time, q *replica.Partition, c *peer.Call) {
+		q.Synced(now, to, epoch, c.Err)
+	})
+}
+
+func (r *Replicas) syncCall(to replica.Peer) *peer.Call {
+	q := question{route: route{to: to.Incarnation}}
+	return &peer.Call{Class: peer.Commit, Op: opSync, Head: q.append(nil)}
+}
+
+// Sync makes durable all that a node has stored before, this one included, and then calls
+// done. It may be held back until Kick.
+func (r *Replicas) Sync(to replica.Peer, done func(error)) {
+	if to == r.cfg.Self {
+		r.cfg.Store.Submit(&object.Request{Op: object.OpSync, Done: func(w *object.Request) { done(w.Err) }})
+		return
+	}
+	c := r.syncCall(to)
+	c.Done = func(c *peer.Call) { done(c.Err) }
+	r.call(to, c)
+}
+
+// repair carries out Repair: the other node takes what is different from here.
+func (p *part) repair(e *replica.Effect) {
+	op, to, id, epoch := e.Op, e.To, e.ID, e.Epoch
+	m := change{route: route{p.group, epoch, to.Incarnation}, session: e.Session, mark: e.Mark, action: action{id: id}}
+	c := &peer.Call{Class: peer.Commit, Op: opRepair, Head: m.append(nil)}
+	if op != nil {
+		c.Class = peer.Bulk
+	}
+	p.do(to, c, func(now replica.Time, q *replica.Partition, c *peer.Call) {
+		q.Repaired(now, op, to, id, epoch, unknown(c.Err))
+	})
+}
+
+// repair makes an object of this node like the primary's.
+func (in *incoming) repair() error {
+	r, m := in.r, &in.change
+	r.Count.Repaired.Add(1)
+	key := object.Key{Group: m.group, ID: m.id}
+	src := source{r: r, from: in.from, route: route{m.group, m.epoch, in.from.Incarnation}, id: m.id}
+	theirs, sums, err := src.sums(r.ctx)
+	if errors.Is(err, object.ErrNotFound) {
+		return r.cfg.Store.Delete(r.ctx, key)
+	}
+	if err != nil {
+		return err
+	}
+	mine, own, err := r.look(r.ctx, key)
+	switch {
+	case errors.Is(err, object.ErrNotFound):
+	case errors.Is(err, object.ErrCorrupt) || err == nil && mine.SizeShift != theirs.SizeShift:
+		if err := r.cfg.Store.Delete(r.ctx, key); err != nil {
+			return err
+		}
+		own = nil
+	case err != nil:
+		return err
+	}
+	t := transfer{r: r, src: &src, info: theirs, key: key}
+	return t.run(sums, own, err == nil && own != nil && mine.Version == theirs.Version)
+}
+
+// look finds out what this node has of an object.
+func (r *Replicas) look(ctx context.Context, k object.Key) (object.Info, []uint64, error) {
+	info, err := r.cfg.Store.Stat(ctx, k)
+	if err != nil {
+		return info, nil, err
+	}
+	sums, err := r.cfg.Store.Sums(ctx, k)
+	return info, sums, err
+}
+
+// source is an object on another node.
+type source struct {
+	r     *Replicas
+	from  replica.Peer
+	route route
+	id    object.ID
+}
+
+// wait makes a call and waits for it.
+func (r *Replicas) wait(ctx context.Context, to replica.Peer, c *peer.Call) error {
+	done := make(chan struct{})
+	c.Done = func(*peer.Call) { close(done) }
+	r.call(to, c)
+	r.kickSoon()
+	<-done // calls end when the connection does
+	return c.Err
+}
+
+// sums asks what the object is like there.
+func (s *source) sums(ctx context.Context) (object.Info, []uint64, error) {
+	m := pull{route: s.route, id: s.id}
+	c := &peer.Call{Class: peer.Bulk, Op: opSums, Head: m.append(nil), Want: peer.MaxData}
+	defer c.Release()
+	if err := s.r.wait(ctx, s.from, c); err != nil {
+		return object.Info{}, nil, err
+	}
+	d := decoder{b: c.ReplyHead}
+	info := d.info(s.route.group)
+	if err := d.end(); err != nil {
+		return info, nil, err
+	}
+	sums := decodeSums(c.ReplyData)
+	if len(sums) != 1<<(info.SizeShift-blockShift) {
+		return info, nil, errMessage
+	}
+	return info, sums, nil
+}
+
+const blockShift = 12
+
+// blocks takes content of the object: whole blocks, verified.
+func (s *source) blocks(ctx context.Context, off uint32, data []byte) error {
+	m := pull{s.route, s.id, off, uint32(len(data))}
+	c := &peer.Call{Class: peer.Bulk, Op: opBlocks, Head: m.append(nil), ReplyData: data, Want: len(data)}
+	if err := s.r.wait(ctx, s.from, c); err != nil {
+		return err
+	}
+	d := decoder{b: c.ReplyHead}
+	if sum := d.u64(); d.end() != nil || len(c.ReplyData) != len(data) || xxh3.Hash(data) != sum {
+		return errDamaged
+	}
+	return nil
+}
+
+// transfer brings an object of this node up to date.
+type transfer struct {
+	r    *Replicas
+	src  *source
+	info object.Info // the source's
+	key  object.Key
+}
+
+// pieceBytes is how much content travels at once.
+const pieceBytes = 1 << 20
+
+// run takes what differs. If nothing does, but versions, the object still gets the
+// source's: who lists what has changed goes by it.
+func (t *transfer) run(theirs, own []uint64, current bool) error {
+	if own == nil {
+		own = make([]uint64, len(theirs))
+	}
+	wrote := false
+	buf := make([]byte, 0, pieceBytes)
+	for b := 0; b < len(theirs); {
+		if theirs[b] == own[b] {
+			b++
+			continue
+		}
+		n := 1
+		for b+n < len(theirs) && theirs[b+n] != own[b+n] && (theirs[b+n] == 0) == (theirs[b] == 0) && n < pieceBytes/object.BlockSize {
+			n++
+		}
+		off, length := uint32(b)*object.BlockSize, n*object.BlockSize
+		if err := t.r.ctx.Err(); err != nil {
+			return object.ErrClosed
+		}
+		if theirs[b] == 0 {
+			if err := t.change(object.OpDiscard, off, uint32(length), nil); err != nil {
+				return err
+			}
+		} else {
+			buf = buf[:length]
+			if err := t.src.blocks(t.r.ctx, off, buf); err != nil {
+				return err
+			}
+			if err := t.change(object.OpWrite, off, uint32(length), buf); err != nil {
+				return err
+			}
+			t.r.Count.RepairedBytes.Add(uint64(length))
+		}
+		wrote = true
+		b += n
+	}
+	if wrote || current {
+		return nil
+	}
+	return t.touch(theirs)
+}
+
+// touch gives the object its version, by writing something that does not change it.
+func (t *transfer) touch(sums []uint64) error {
+	buf := make([]byte, object.BlockSize)
+	for b, sum := range sums {
+		if sum == 0 {
+			continue
+		}
+		if err := t.src.blocks(t.r.ctx, uint32(b)*object.BlockSize, buf); err != nil {
+			return err
+		}
+		return t.change(object.OpWrite, uint32(b)*object.BlockSize, object.BlockSize, buf)
+	}
+	// It has no content: made with some, it has none again, and exists.
+	if err := t.change(object.OpWrite, 0, object.BlockSize, buf); err != nil {
+		return err
+	}
+	return t.change(object.OpDiscard, 0, object.BlockSize, nil)
+}
+
+// change writes here and waits.
+func (t *transfer) change(op object.Op, off, n uint32, data []byte) error {
+	return t.r.write(&object.Request{
+		Op: op, SizeShift: t.info.SizeShift, ID: t.key.ID, Policy: t.key.Group.Policy, Partition: t.key.Group.Partition,
+		Off: off, Len: n, Data: data, Version: t.info.Version,
+	})
+}
+
+// write submits a request to the store and waits for it.
+func (r *Replicas) write(w *object.Request) error {
+	var wg sync.WaitGroup
+	wg.Add(1)
+	w.Done = func(*object.Request) { wg.Done() }
+	r.cfg.Store.Submit(w)
+	r.cfg.Store.Kick()
+	wg.Wait()
+	return w.Err
+}
+
+// serve answers opSums and opBlocks: what this node has now.
+func (in *incoming) serve() error {
+	m, err := decodePull(in.req.Head)
+	if err != nil {
+		return err
+	}
+	if err := in.find(&m.route); err != nil {
+		return err
+	}
+	r, req := in.r, in.req
+	key := object.Key{Group: m.group, ID: m.id}
+	if req.Op == opBlocks && (m.len == 0 || m.off%object.BlockSize != 0 || m.len%object.BlockSize != 0 || int(m.len) > len(req.ReplyData)) {
+		return errMessage
+	}
+	r.works.Go(func() {
+		info, err := r.cfg.Store.Stat(r.ctx, key)
+		switch {
+		case err != nil:
+		case req.Op == opSums:
+			var sums []uint64
+			sums, err = r.cfg.Store.Sums(r.ctx, key)
+			req.ReplyHead = appendInfo(req.ReplyHead, info)
+			req.ReplyData = appendSums(req.ReplyData[:0], sums)
+		default:
+			req.ReplyData = req.ReplyData[:m.len]
+			err = r.write(&object.Request{
+				Op: object.OpRead, SizeShift: info.SizeShift, ID: m.id, Policy: m.group.Policy, Partition: m.group.Partition,
+				Off: m.off, Len: m.len, Data: req.ReplyData,
+			})
+			req.ReplyHead = le.AppendUint64(req.ReplyHead, xxh3.Hash(req.ReplyData))
+		}
+		req.Reply(err)
+	})
+	return nil
+}
+
+// fetch carries out Fetch: what is rotten here is taken from another member.
+func (p *part) fetch(e *replica.Effect) {
+	t, to, id, epoch := e.Op.Owner.(*Task), e.To, e.ID, e.Epoch
+	off, length := t.op.Off, t.op.Len
+	p.r.works.Go(func() {
+		err := p.heal(to, route{p.group, epoch, to.Incarnation}, id, off, length, t.op.Whole)
+		p.post(event{kind: evFetched, task: t, epoch: epoch, err: unknown(err)})
+	})
+}
+
+// heal overwrites the range, or all, of an object by what another node has.
+func (p *part) heal(from replica.Peer, m route, id object.ID, off, length uint32, whole bool) error {
+	r := p.r
+	src := source{r: r, from: from, route: m, id: id}
+	info, sums, err := src.sums(r.ctx)
+	if err != nil {
+		return err
+	}
+	if whole {
+		off, length = 0, uint32(len(sums))*object.BlockSize
+	}
+	t := transfer{r: r, src: &src, info: info, key: object.Key{Group: p.group, ID: id}}
+	first, end := off>>blockShift, (off+length)>>blockShift
+	own := make([]uint64, len(sums))
+	copy(own, sums)
+	for b := first; b < end && int(b) < len(own); b++ {
+		own[b] = ^sums[b] // not equal, whatever it is here
+	}
+	if err := t.run(sums, own, true); err != nil {
+		return err
+	}
+	r.Count.Fetched.Add(1)
+	r.cfg.Logger.Info("corrupt content was replaced by that of another replica", "object", t.key.String(), "from", fmt.Sprint(from.Node), "offset", off, "bytes", length)
+	return nil
+}
+
+// report says what is in the store of a partition, for a start. As long as that cannot be
+// said the partition answers nobody, and others do without this node.
+func (r *Replicas) report(g object.Group) *replica.Report {
+	for {
+		report := &replica.Report{Mark: r.cfg.Marks[g]}
+		err := r.cfg.Store.List(r.ctx, g, func(i object.Info) error {
+			if i.Uncertain || report.Mark.Less(i.Version) {
+				report.Recent = append(report.Recent, i.Key.ID)
+			}
+			return nil
+		})
+		if err == nil {
+			return report
+		}
+		if r.ctx.Err() != nil {
+			return nil
+		}
+		r.cfg.Logger.Error("objects of a partition cannot be listed: this node takes no part in it", "partition", g.String(), "err", err)
+		select {
+		case <-time.After(reportPause):
+		case <-r.ctx.Done():
+			return nil
+		}
+	}
+}
+
+const reportPause = 5 * time.Second
+
+// objects lists what there is of a partition.
+func (r *Replicas) objects(g object.Group) (list []object.ID, err error) {
+	err = r.cfg.Store.List(r.ctx, g, func(i object.Info) error {
+		list = append(list, i.Key.ID)
+		return nil
+	})
+	return list, err
+}

@@ -1,0 +1,393 @@
+package replicas
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sheepdog/cluster/internal/peer"
+	"sheepdog/cluster/internal/replica"
+	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
+)
+
+// Store keeps this node's replicas: see cluster.Store.
+type Store interface {
+	Submit(*object.Request)
+	Kick()
+	Delete(ctx context.Context, k object.Key) error
+	Sums(ctx context.Context, k object.Key) ([]uint64, error)
+	Stat(ctx context.Context, k object.Key) (object.Info, error)
+	List(ctx context.Context, g object.Group, fn func(object.Info) error) error
+	Groups(ctx context.Context) ([]object.Group, error)
+}
+
+// Config is what Replicas work with. All is needed but Marks, Logger and the bounds.
+type Config struct {
+	Self  replica.Peer
+	Store Store
+	// Peer returns the connections to another node; nil if there is no such node.
+	Peer func(state.NodeID) *peer.Peer
+	// Propose begins to propose a change and does not wait. It may be forgotten: it is
+	// proposed again.
+	Propose func(state.ChangeISR)
+	// Fence refuses requests of generations older than the newest that this node has seen
+	// of their volume (INV-V1). It takes no time.
+	Fence func(vid object.VID, generation uint64) error
+	// Marks has what Replicas.Marks once returned and everything was durable that it says;
+	// partitions that are not in it begin with nothing known.
+	Marks map[object.Group]replica.Mark
+
+	AckTimeout     time.Duration // see replica.Options; default 3 s
+	LearnerTimeout time.Duration // default 1 s
+	Resend         time.Duration // default 50 ms
+	Repairs        int           // objects that are brought to learners at a time; default 8
+
+	Logger *slog.Logger
+}
+
+func (c *Config) setDefaults() {
+	orDefault(&c.AckTimeout, 3*time.Second)
+	orDefault(&c.LearnerTimeout, time.Second)
+	orDefault(&c.Resend, 50*time.Millisecond)
+	orDefault(&c.Repairs, 8)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+func orDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Replicas is this node's part in all partitions. Its methods may be called from any
+// goroutine.
+type Replicas struct {
+	cfg   Config
+	opt   replica.Options
+	start time.Time
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	works  sync.WaitGroup // goroutines that carry out effects which have to wait
+	lease  atomic.Int64   // replica.Time
+	closed atomic.Bool
+
+	mu     sync.RWMutex
+	parts  map[object.Group]*part
+	view   *state.View
+	stored map[object.Group]bool // the store had objects of it at the start
+
+	out     outbox
+	flights flights
+	marks   outMarks
+	repairs atomic.Int64 // of learners, under way
+	wake    chan struct{}
+	kicks   chan struct{}
+	Count   Counters
+}
+
+// Counters count what was done since the start.
+type Counters struct {
+	Repaired      atomic.Uint64 // objects that were compared with the primary's
+	RepairedBytes atomic.Uint64 // that were not equal, and taken
+	Fetched       atomic.Uint64 // rotten objects that were healed
+}
+
+// New returns the replicas of a node that has just got its incarnation. Run must be
+// called.
+func New(ctx context.Context, cfg Config) (*Replicas, error) {
+	cfg.setDefaults()
+	r := &Replicas{
+		cfg: cfg, start: time.Now(), parts: map[object.Group]*part{}, view: &state.View{}, stored: map[object.Group]bool{},
+		wake: make(chan struct{}, 1), kicks: make(chan struct{}, 1),
+	}
+	r.opt = replica.Options{Self: cfg.Self, AckTimeout: cfg.AckTimeout, LearnerTimeout: cfg.LearnerTimeout, Resend: cfg.Resend}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	groups, err := cfg.Store.Groups(ctx)
+	for _, g := range groups {
+		r.stored[g] = true
+	}
+	return r, err
+}
+
+// now is the time on the replicas' clock.
+func (r *Replicas) now() replica.Time { return replica.Time(time.Since(r.start)) }
+
+// SetLease says until when this node may answer (INV-R5).
+func (r *Replicas) SetLease(until time.Time) { r.lease.Store(int64(until.Sub(r.start))) }
+
+// SetState follows the replicated state. It is called by one goroutine at a time.
+func (r *Replicas) SetState(v *state.View) {
+	r.mu.Lock()
+	old := r.view
+	r.view = v
+	r.mu.Unlock()
+	for _, p := range v.Policies {
+		was := old.Policy(p.ID)
+		if was == p {
+			continue
+		}
+		for i := range p.Partitions {
+			q := &p.Partitions[i]
+			if q.Undecided() {
+				continue
+			}
+			if was != nil && len(was.Partitions) > i && was.Partitions[i].Epoch == q.Epoch && was.MinInSync == p.MinInSync {
+				continue
+			}
+			r.setPartition(v, p, i)
+		}
+	}
+}
+
+// setPartition tells a partition what has become of it, if it concerns this node.
+func (r *Replicas) setPartition(v *state.View, policy *state.Policy, i int) {
+	g := object.Group{Policy: policy.ID, Partition: object.Partition(i)}
+	view := ViewOf(v, policy, i)
+	r.mu.RLock()
+	p := r.parts[g]
+	r.mu.RUnlock()
+	if p == nil && !concerns(view, r.cfg.Self) {
+		return
+	}
+	if p == nil {
+		p = r.part(g)
+	}
+	p.post(event{kind: evView, view: &view})
+}
+
+// ViewOf is what the state says about a partition.
+func ViewOf(v *state.View, policy *state.Policy, i int) replica.View {
+	q := &policy.Partitions[i]
+	return replica.View{
+		Epoch: q.Epoch, ISR: peersOf(v, q.ISR), Learners: peersOf(v, q.Learners), Former: peersOf(v, q.Former), MinInSync: policy.MinInSync,
+		Restarted: q.Restarted,
+	}
+}
+
+func peersOf(v *state.View, ids []state.NodeID) []replica.Peer {
+	if len(ids) == 0 {
+		return nil
+	}
+	list := make([]replica.Peer, len(ids))
+	for i, id := range ids {
+		list[i].Node = id
+		if n := v.Node(id); n != nil {
+			list[i].Incarnation = n.Incarnation
+		}
+	}
+	return list
+}
+
+func concerns(v replica.View, self replica.Peer) bool {
+	for _, list := range [][]replica.Peer{v.ISR, v.Learners, v.Former} {
+		for _, m := range list {
+			if m == self {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// part returns the partition's, made when first used; it then learns what the state says
+// of it.
+func (r *Replicas) part(g object.Group) *part {
+	r.mu.RLock()
+	p := r.parts[g]
+	r.mu.RUnlock()
+	if p != nil {
+		return p
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p = r.parts[g]; p != nil {
+		return p
+	}
+	policy := r.view.Policy(g.Policy)
+	if policy == nil || int(g.Partition) >= len(policy.Partitions) {
+		return nil
+	}
+	p = newPart(r, g)
+	r.parts[g] = p
+	if !policy.Partitions[g.Partition].Undecided() {
+		view := ViewOf(r.view, policy, int(g.Partition))
+		p.first = &view
+	}
+	return p
+}
+
+// all returns the partitions that there are.
+func (r *Replicas) all() []*part {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	list := make([]*part, 0, len(r.parts))
+	for _, p := range r.parts {
+		list = append(list, p)
+	}
+	return list
+}
+
+// tickEvery is how exact time-outs are.
+const tickEvery = 50 * time.Millisecond
+
+// Run lets time pass, until ctx ends.
+func (r *Replicas) Run(ctx context.Context) {
+	t := time.NewTicker(tickEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.kicks:
+			r.Kick()
+		case <-r.wake:
+			r.grant()
+		case <-t.C:
+			for _, p := range r.all() {
+				if !p.idle.Load() {
+					p.post(event{kind: evTick})
+				}
+			}
+			r.marks.send(r)
+			r.grant()
+			r.Kick()
+		}
+	}
+}
+
+// Kick carries out what was held back for company.
+func (r *Replicas) Kick() {
+	r.cfg.Store.Kick()
+	r.out.kick()
+}
+
+// kickSoon is Kick for who may not call it now.
+func (r *Replicas) kickSoon() { signal(r.kicks) }
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// grant lets repairs of learners begin, one partition after the other.
+func (r *Replicas) grant() {
+	for {
+		began := false
+		for _, p := range r.all() {
+			if r.repairs.Load() >= int64(r.cfg.Repairs) {
+				return
+			}
+			if p.wanted.Load() == 0 || !p.granting.CompareAndSwap(false, true) {
+				continue
+			}
+			before := p.wanted.Load()
+			p.post(event{kind: evGrant})
+			began = began || p.wanted.Load() < before
+		}
+		if !began {
+			return
+		}
+	}
+}
+
+// Close ends what is under way and waits for it. Requests submitted from now on fail with
+// object.ErrClosed.
+func (r *Replicas) Close() {
+	r.closed.Store(true)
+	r.cancel()
+	r.works.Wait()
+}
+
+// Marks returns for each partition the version up to which everything is in this node's
+// store. It is to be kept when everything has been made durable after the call.
+func (r *Replicas) Marks() map[object.Group]replica.Mark {
+	marks := maps.Clone(r.cfg.Marks) // of those that were not looked at since
+	if marks == nil {
+		marks = map[object.Group]replica.Mark{}
+	}
+	for _, p := range r.all() {
+		if m := p.mark.Load(); m != nil && *m != (replica.Mark{}) {
+			marks[p.group] = *m
+		}
+	}
+	return marks
+}
+
+// Progress tells how far the partitions of which this node is the primary are.
+type Progress struct {
+	Partitions int // of which this node is the primary
+	Serving    int
+	Wanted     int // objects that wait to be brought to learners
+	Repairs    int // under way
+}
+
+// Progress returns it.
+func (r *Replicas) Progress() (s Progress) {
+	for _, p := range r.all() {
+		if p.primary.Load() {
+			s.Partitions++
+			if p.serving.Load() {
+				s.Serving++
+			}
+			s.Wanted += int(p.wanted.Load())
+		}
+	}
+	s.Repairs = int(r.repairs.Load())
+	return s
+}
+
+// outbox knows which nodes have calls that were not kicked.
+type outbox struct {
+	mu    sync.Mutex
+	peers []*peer.Peer
+}
+
+func (o *outbox) note(p *peer.Peer) {
+	o.mu.Lock()
+	for _, q := range o.peers {
+		if q == p {
+			o.mu.Unlock()
+			return
+		}
+	}
+	o.peers = append(o.peers, p)
+	o.mu.Unlock()
+}
+
+func (o *outbox) kick() {
+	var few [8]*peer.Peer
+	for {
+		o.mu.Lock()
+		n := copy(few[:], o.peers)
+		o.peers = o.peers[:copy(o.peers, o.peers[n:])]
+		o.mu.Unlock()
+		for _, p := range few[:n] {
+			p.Kick()
+		}
+		if n < len(few) {
+			return
+		}
+	}
+}
+
+// call sends a call to a node, or fails it.
+func (r *Replicas) call(to replica.Peer, c *peer.Call) {
+	p := r.cfg.Peer(to.Node)
+	if p == nil {
+		c.Err = peer.ErrDisconnected
+		c.Done(c)
+		return
+	}
+	p.Submit(c)
+	r.out.note(p)
+}

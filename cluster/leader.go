@@ -1,0 +1,261 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"sheepdog/cluster/internal/consensus"
+	"sheepdog/cluster/internal/peer"
+	"sheepdog/cluster/internal/steward"
+	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
+)
+
+// leader is what a node does for the cluster while it leads: it carries out what package
+// steward decides.
+type leader struct {
+	f    *flock
+	wake chan struct{}
+
+	mu    sync.Mutex
+	facts steward.Facts
+	start []*starting
+}
+
+// starting is a node that has announced itself and waits for its incarnation.
+type starting struct {
+	steward.Announcement
+	done chan error // buffered
+	life state.Life // if done is nil
+}
+
+func (l *leader) init(f *flock) { l.f, l.wake = f, make(chan struct{}, 1) }
+
+// connection is told of connections to other nodes. A refused one says that the process
+// is gone: so it need not be waited for.
+func (l *leader) connection(e peer.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case e.Up:
+		l.facts.Connected(e.Node)
+	case gone(e.Err):
+		l.facts.Refused(e.Node, time.Now())
+		signal(l.wake)
+	}
+}
+
+// announce takes a node that has started, and waits for its incarnation.
+func (l *leader) announce(ctx context.Context, a state.Announce) (state.Life, error) {
+	s := &starting{Announcement: steward.Announcement{Announce: a, Came: time.Now()}, done: make(chan error, 1)}
+	l.mu.Lock()
+	l.start = append(l.start, s)
+	l.mu.Unlock()
+	signal(l.wake)
+	select {
+	case err := <-s.done:
+		return s.life, err
+	case <-ctx.Done():
+		l.mu.Lock()
+		l.start = slices.DeleteFunc(l.start, func(o *starting) bool { return o == s })
+		l.mu.Unlock()
+		return state.Life{}, ctx.Err()
+	}
+}
+
+// ready takes the word of a node that it may be up.
+func (l *leader) ready(node string, incarnation uint64) {
+	l.mu.Lock()
+	l.facts.Ready(node, incarnation)
+	l.mu.Unlock()
+	signal(l.wake)
+}
+
+const (
+	leadEvery      = 100 * time.Millisecond
+	reconcileEvery = 500 * time.Millisecond
+	// silenceMargin is what the silence of a node must exceed the leases by before it is down.
+	silenceMargin = 300 * time.Millisecond
+	gather        = 300 * time.Millisecond
+	settleFor     = 500 * time.Millisecond
+)
+
+// run does the leader's work whenever this node leads.
+func (l *leader) run(ctx context.Context, log *consensus.Log) {
+	s := steward.New(steward.Options{
+		Self: l.f.n.cfg.Name, Lease: l.f.n.cfg.Network.Lease, LeaderLease: log.LeaderLease(), Margin: silenceMargin,
+		Gather: gather, Settle: settleFor,
+	})
+	t := time.NewTicker(leadEvery)
+	defer t.Stop()
+	var reconciled time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		case <-l.wake:
+		}
+		since, leading := log.LeadingSince()
+		if !leading {
+			s.Follow()
+			l.retire()
+			continue
+		}
+		s.Lead(since)
+		l.step(ctx, log, s)
+		if time.Since(reconciled) > reconcileEvery {
+			reconciled = time.Now()
+			if _, err := log.Reconcile(ctx, voters(l.f.n.state.View())); err != nil && ctx.Err() == nil {
+				l.f.log.Debug("voters cannot be changed now", "err", err)
+			}
+		}
+	}
+}
+
+func voters(v *state.View) (list []consensus.Member) {
+	for _, m := range v.Nodes {
+		list = append(list, consensus.Member{Node: m.Name, Zone: m.Zone})
+	}
+	return list
+}
+
+// retire has those that wait for this leader look for another one.
+func (l *leader) retire() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.facts.Forget()
+	// It shall be known for how long nodes have been there, should this one lead soon.
+	l.facts.Of(time.Now(), l.f.n.state.View())
+	for _, s := range l.start {
+		s.done <- consensus.ErrNotLeader
+	}
+	l.start = nil
+}
+
+// step decides once, and carries it out.
+func (l *leader) step(ctx context.Context, log *consensus.Log, s *steward.Steward) {
+	v := l.f.n.state.View()
+	for _, m := range v.Nodes {
+		if m.Name != l.f.n.cfg.Name && m.State == state.NodeUp {
+			l.f.net.Peer(m.Name).Connect(peer.Commit)
+		}
+	}
+	l.mu.Lock()
+	for _, m := range v.Nodes {
+		if at := log.Heard(m.Name); !at.IsZero() {
+			l.facts.Heard(m.Name, at)
+		}
+	}
+	waiting := slices.Clone(l.start)
+	announcements := make([]steward.Announcement, len(waiting))
+	for i, w := range waiting {
+		announcements[i] = w.Announcement
+	}
+	now := time.Now()
+	d := s.Step(now, v, l.facts.Of(now, v), announcements)
+	l.mu.Unlock()
+	for _, n := range d.Notes {
+		l.f.log.Info(n.What, "node", n.Node, "reason", n.Reason)
+	}
+	for i := range d.Commands {
+		c := &d.Commands[i]
+		res, err := l.f.n.command(ctx, *c)
+		if c.AnnounceAll != nil {
+			l.announced(c.AnnounceAll, res, err, waiting)
+		}
+		if err != nil {
+			if ctx.Err() == nil && !errors.Is(err, state.ErrStale) {
+				l.f.log.Warn("the cluster's state cannot be changed now; trying again", "err", err)
+			}
+			return
+		}
+	}
+	if len(d.Commands) > 0 {
+		signal(l.wake)
+	}
+}
+
+// announced tells the nodes that have started who they are.
+func (l *leader) announced(c *state.AnnounceAll, res state.Result, err error, waiting []*starting) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lives := map[string]state.Life{}
+	for i := range c.Nodes {
+		if i < len(res.Nodes) {
+			lives[c.Nodes[i].Name] = res.Nodes[i]
+		}
+	}
+	latest := map[string]*starting{}
+	for _, w := range waiting {
+		if o := latest[w.Name]; o == nil || o.Came.Before(w.Came) {
+			latest[w.Name] = w
+		}
+	}
+	for _, w := range waiting {
+		life, ok := lives[w.Name]
+		switch {
+		case err != nil:
+			w.done <- err
+		case !ok || life.Node == 0 || latest[w.Name] != w:
+			w.done <- fmt.Errorf("%w: the cluster does not take node %q: is its name, or one of its disks, that of another?", object.ErrInvalid, w.Name)
+		default:
+			w.life = life
+			w.done <- nil
+		}
+	}
+	l.start = slices.DeleteFunc(l.start, func(s *starting) bool { return slices.Contains(waiting, s) })
+}
+
+// proposals brings changes of partitions to the log, some at a time.
+type proposals struct {
+	f  *flock
+	mu sync.Mutex
+	// pending are those under way, so that one that is repeated is not proposed twice.
+	pending map[proposal]bool
+	slots   chan struct{}
+}
+
+type proposal struct {
+	group       object.Group
+	epoch       state.Epoch
+	add, remove state.NodeID
+}
+
+// proposalsAtATime bounds the commands that wait for the log.
+const proposalsAtATime = 64
+
+func (p *proposals) init(f *flock) {
+	p.f, p.pending, p.slots = f, map[proposal]bool{}, make(chan struct{}, proposalsAtATime)
+}
+
+// add proposes a change, unless it is being proposed, or too many are: then it is
+// forgotten, and asked for again.
+func (p *proposals) add(c state.ChangeISR) {
+	key := proposal{object.Group{Policy: c.Policy, Partition: c.Partition}, c.Epoch, c.Add, c.Remove}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pending[key] {
+		return
+	}
+	select {
+	case p.slots <- struct{}{}:
+	default:
+		return
+	}
+	p.pending[key] = true
+	p.f.tasks.Go(func() {
+		ctx, cancel := context.WithTimeout(p.f.ctx, 5*time.Second)
+		defer cancel()
+		_, err := p.f.n.command(ctx, state.Command{ChangeISR: &c})
+		p.f.log.Debug("change of a partition's replicas", "partition", key.group.String(), "epoch", c.Epoch, "add", c.Add, "remove", c.Remove, "err", err)
+		p.mu.Lock()
+		delete(p.pending, key)
+		p.mu.Unlock()
+		<-p.slots
+	})
+}

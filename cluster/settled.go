@@ -1,0 +1,125 @@
+package cluster
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sheepdog/cluster/internal/peer"
+	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
+)
+
+// Settled returns when nobody answers or changes anything of a volume any more under a
+// generation older than the given one, which a command has just begun: every node that is
+// up has applied that command, and has no older change under way. A node that is down has
+// no lease (INV-R5). It fails with ErrUnavailable if a node neither answers nor is found
+// to be down in time, and with the error of ctx.
+func (n *Node) Settled(ctx context.Context, vid object.VID, generation uint64) error {
+	if n.flock == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.Network.IOTimeout)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.flock.fence(ctx, vid, generation) })
+	for _, m := range n.state.View().Nodes {
+		if m.State == state.NodeUp && m.Name != n.cfg.Name {
+			g.Go(func() error { return n.flock.fenceNode(ctx, m, vid, generation) })
+		}
+	}
+	return g.Wait()
+}
+
+// fenceNode has another node fence a volume, as long as that is up.
+func (f *flock) fenceNode(ctx context.Context, node *state.Node, vid object.VID, generation uint64) error {
+	head := binary.LittleEndian.AppendUint32(nil, uint32(vid))
+	head = binary.LittleEndian.AppendUint64(head, generation)
+	for {
+		err := f.ask(ctx, node.Name, head)
+		m := f.n.state.View().Node(node.ID)
+		if err == nil || m == nil || m.State != state.NodeUp || m.Incarnation != node.Incarnation {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: node %q, which may still serve the volume, does not answer: %w", object.ErrUnavailable, node.Name, err)
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// ask calls opFence and waits, or gives up.
+func (f *flock) ask(ctx context.Context, node string, head []byte) error {
+	c := &peer.Call{Class: peer.Data, Op: opFence, Head: head, Deadline: time.Now().Add(fenceTimeout)}
+	done := make(chan error, 1)
+	c.Done = func(c *peer.Call) { done <- c.Err }
+	p := f.net.Peer(node)
+	p.Submit(c)
+	p.Kick()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// fenceTimeout is how long one attempt to have a node fence a volume takes.
+const fenceTimeout = 2 * time.Second
+
+// fence is what Settled wants of this node.
+func (f *flock) fence(ctx context.Context, vid object.VID, generation uint64) error {
+	n := f.n
+	for n.cfg.Generation != nil {
+		applied := n.follower.changed()
+		if n.cfg.Generation(vid) >= generation {
+			break
+		}
+		select {
+		case <-applied:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	n.fence.admit(vid, generation)
+	r := f.replicas()
+	if r == nil {
+		return nil
+	}
+	select {
+	case <-r.Landed(vid, generation):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// follower tells when commands were applied.
+type follower struct {
+	mu   sync.Mutex
+	wait chan struct{} // closed by the next one; nil: nobody waits
+}
+
+// changed returns a channel that is closed when another command has been applied.
+func (f *follower) changed() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.wait == nil {
+		f.wait = make(chan struct{})
+	}
+	return f.wait
+}
+
+func (f *follower) applied() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.wait != nil {
+		close(f.wait)
+		f.wait = nil
+	}
+}
