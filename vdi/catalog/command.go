@@ -1,0 +1,255 @@
+package catalog
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"sheepdog/storage/object"
+)
+
+// What commands are refused with; Result.Err wraps them.
+var (
+	ErrInvalid  = errors.New("invalid")
+	ErrNotFound = errors.New("not found")
+	ErrExists   = errors.New("exists")
+	ErrBusy     = errors.New("busy")
+	ErrLocked   = errors.New("locked")
+	ErrStale    = errors.New("stale")
+	ErrFull     = errors.New("full")
+)
+
+var refusals = []struct {
+	name string
+	kind error
+}{
+	{"invalid", ErrInvalid}, {"not-found", ErrNotFound}, {"exists", ErrExists}, {"busy", ErrBusy},
+	{"locked", ErrLocked}, {"stale", ErrStale}, {"full", ErrFull},
+}
+
+// Command changes the state: exactly one field is set. A command that was carried out
+// and comes again changes nothing, or is refused.
+type Command struct {
+	Create    *Create    `json:"create,omitempty"`
+	Reserve   *Reserve   `json:"reserve,omitempty"`
+	Snapshot  *Snapshot  `json:"snapshot,omitempty"`
+	Clone     *Clone     `json:"clone,omitempty"`
+	Rollback  *Rollback  `json:"rollback,omitempty"`
+	Cancel    *Cancel    `json:"cancel,omitempty"`
+	Delete    *Delete    `json:"delete,omitempty"`
+	Resize    *Resize    `json:"resize,omitempty"`
+	Trimmed   *Trimmed   `json:"trimmed,omitempty"`
+	SetAttr   *SetAttr   `json:"set_attr,omitempty"`
+	Acquire   *Acquire   `json:"acquire,omitempty"`
+	Release   *Release   `json:"release,omitempty"`
+	Lock      *SetLock   `json:"lock,omitempty"`
+	Unlock    *Unlock    `json:"unlock,omitempty"`
+	MapGone   *MapGone   `json:"map_gone,omitempty"`
+	Collected *Collected `json:"collected,omitempty"`
+	Adopt     *Adopt     `json:"adopt,omitempty"`
+	Settled   *Settled   `json:"settled,omitempty"`
+	Barrier   *Barrier   `json:"barrier,omitempty"`
+}
+
+// Create makes an empty VDI: one without a map.
+type Create struct {
+	Name      string          `json:"name"`
+	Size      int64           `json:"size"`
+	SizeShift uint8           `json:"size_shift"`
+	Policy    object.PolicyID `json:"policy"`
+	At        time.Time       `json:"at"`
+}
+
+// Reserve takes a vid by the rule for Name, for a copy of Source's map.
+type Reserve struct {
+	Name   string    `json:"name"`
+	Source Ref       `json:"source"`
+	By     Node      `json:"by"`
+	At     time.Time `json:"at"`
+}
+
+// Snapshot makes the working VDI Source a snapshot; Reserved, which must have a durable
+// copy of its map, becomes the working VDI. By must own Source, under Generation unless
+// that is 0, and owns the new one.
+type Snapshot struct {
+	Source     Ref       `json:"source"`
+	Reserved   Ref       `json:"reserved"`
+	Tag        string    `json:"tag"`
+	Identity   string    `json:"identity"`
+	By         Node      `json:"by"`
+	Generation uint64    `json:"generation,omitempty"`
+	At         time.Time `json:"at"`
+}
+
+// Clone makes Reserved, which must have a durable copy of the map of the snapshot Source,
+// the VDI Name.
+type Clone struct {
+	Source   Ref       `json:"source"`
+	Reserved Ref       `json:"reserved"`
+	Name     string    `json:"name"`
+	At       time.Time `json:"at"`
+}
+
+// Rollback makes Reserved, which must have a durable copy of the map of the snapshot
+// Source, the working VDI of Source's name, and deletes the one before, Working; zero if
+// there is none. By must own Working, under Generation unless that is 0.
+type Rollback struct {
+	Source     Ref       `json:"source"`
+	Reserved   Ref       `json:"reserved"`
+	Working    Ref       `json:"working"`
+	By         Node      `json:"by"`
+	Generation uint64    `json:"generation,omitempty"`
+	At         time.Time `json:"at"`
+}
+
+// Cancel gives up a reserved vid.
+type Cancel struct {
+	Ref Ref `json:"ref"`
+}
+
+// Delete deletes a VDI or a snapshot.
+type Delete struct {
+	Ref Ref       `json:"ref"`
+	At  time.Time `json:"at"`
+}
+
+// Resize changes a VDI's size, if Generation, unless it is 0, is still the newest. Growing
+// is refused as busy while Trim is set.
+type Resize struct {
+	Ref        Ref    `json:"ref"`
+	Size       int64  `json:"size"`
+	Generation uint64 `json:"generation,omitempty"`
+}
+
+// Trimmed says that there is no data beyond the size, if that still is Size, and
+// Generation, unless it is 0, still the newest.
+type Trimmed struct {
+	Ref        Ref    `json:"ref"`
+	Size       int64  `json:"size"`
+	Generation uint64 `json:"generation,omitempty"`
+}
+
+// SetAttr sets an attribute; a nil Value removes it.
+type SetAttr struct {
+	Ref   Ref     `json:"ref"`
+	Key   string  `json:"key"`
+	Value *string `json:"value"`
+}
+
+// Acquire makes By the owner of a VDI, if nobody became it since generation Since. For
+// Hold, MaxHold at most, others are then refused as busy; who owns it already changes that
+// alone. Clocks that differ make a hold longer or shorter, nothing else.
+type Acquire struct {
+	Ref   Ref           `json:"ref"`
+	By    Node          `json:"by"`
+	Since uint64        `json:"since"`
+	At    time.Time     `json:"at,omitzero"`
+	Hold  time.Duration `json:"hold,omitempty"` // ns
+}
+
+// Settled says that all previous owners know that they are not, if Generation is still
+// the newest.
+type Settled struct {
+	Ref        Ref    `json:"ref"`
+	Generation uint64 `json:"generation"`
+}
+
+// Barrier changes nothing. Who proposed it has applied all that came before it.
+type Barrier struct{}
+
+// Release gives up ownership, if Generation is still the newest.
+type Release struct {
+	Ref        Ref    `json:"ref"`
+	Generation uint64 `json:"generation"`
+}
+
+// SetLock locks a VDI.
+type SetLock struct {
+	Ref    Ref       `json:"ref"`
+	Holder string    `json:"holder"`
+	Node   string    `json:"node"`
+	At     time.Time `json:"at"`
+}
+
+// Unlock removes Holder's lock, or anybody's if Holder is "".
+type Unlock struct {
+	Ref    Ref    `json:"ref"`
+	Holder string `json:"holder"`
+}
+
+// MapGone says that the maps of deleted vids are removed.
+type MapGone struct {
+	Refs []Ref `json:"refs"`
+}
+
+// Collected says that deleted vids have no objects any more: they may be used again.
+type Collected struct {
+	Refs []Ref `json:"refs"`
+}
+
+// Adopt makes a vid that nobody knows, but which has objects, a deleted one.
+type Adopt struct {
+	VID    object.VID      `json:"vid"`
+	Policy object.PolicyID `json:"policy"`
+}
+
+// Encode gives the command's bytes for Machine.Apply.
+func (c *Command) Encode() []byte {
+	b, err := json.Marshal(c)
+	if err != nil {
+		panic(fmt.Sprintf("encode command: %v", err)) // only for years beyond 9999
+	}
+	return b
+}
+
+// Result is the answer to a command.
+type Result struct {
+	Refusal string `json:"refusal,omitempty"` // kind, see refusals
+	Reason  string `json:"reason,omitempty"`
+	VDI     *VDI   `json:"vdi,omitempty"` // what the command made or changed
+}
+
+// DecodeResult reads what Machine.Apply returned; the command's refusal is the error.
+func DecodeResult(b []byte) (Result, error) {
+	var r Result
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("decode result of a catalog command: %w", err)
+	}
+	return r, r.Err()
+}
+
+// Err is nil if the command was carried out. It says the reason; the kind is wrapped.
+func (r *Result) Err() error {
+	if r.Refusal == "" {
+		return nil
+	}
+	for _, x := range refusals {
+		if x.name == r.Refusal {
+			return &refusal{x.kind, r.Reason}
+		}
+	}
+	return &refusal{ErrInvalid, r.Refusal + ": " + r.Reason}
+}
+
+// refusal is a kind with a reason that does not repeat the kind.
+type refusal struct {
+	kind   error
+	reason string
+}
+
+func (r *refusal) Error() string { return r.reason }
+func (r *refusal) Unwrap() error { return r.kind }
+
+func refuse(kind error, format string, args ...any) error {
+	return &refusal{kind, fmt.Sprintf(format, args...)}
+}
+
+func refusalOf(err error) Result {
+	for _, x := range refusals {
+		if errors.Is(err, x.kind) {
+			return Result{Refusal: x.name, Reason: err.Error()}
+		}
+	}
+	return Result{Refusal: "invalid", Reason: err.Error()}
+}

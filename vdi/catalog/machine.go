@@ -1,0 +1,126 @@
+package catalog
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+
+	"sheepdog/storage/object"
+)
+
+// Machine applies commands one at a time. What reads may be called at any time, from any
+// goroutine; what it returns stays as it was.
+type Machine struct {
+	mu      sync.RWMutex
+	state   state
+	changed func()
+	watch   func(VDI)
+}
+
+// New returns the machine of a cluster without VDIs.
+func New() *Machine {
+	m := &Machine{state: newState(), changed: func() {}, watch: func(VDI) {}}
+	m.state.putting = func(v *VDI) { m.watch(*v) }
+	return m
+}
+
+// Apply carries out an encoded Command and returns an encoded Result.
+func (m *Machine) Apply(command []byte) []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var res Result
+	v, err := m.state.apply(command)
+	if err != nil {
+		res = refusalOf(err)
+	} else {
+		res.VDI = v
+		m.changed()
+	}
+	b, err := json.Marshal(res)
+	if err != nil {
+		panic(fmt.Sprintf("encode result: %v", err)) // a struct of numbers, strings and valid times always encodes
+	}
+	return b
+}
+
+// OnChange has fn called after each change, in place of an earlier one. It is called
+// with the machine locked: it must not block and must not call the machine.
+func (m *Machine) OnChange(fn func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.changed = fn
+}
+
+// OnPut has fn called with each VDI as it becomes, while the command is applied that makes
+// it so, and with all after Restore; in place of an earlier fn. What fn does is done
+// before anybody sees that the command is applied. It must not block and must not call the machine.
+func (m *Machine) OnPut(fn func(VDI)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.watch = fn
+}
+
+const snapshotFormat = 1
+
+// saved is an encoded state; it is sorted, so that equal states have equal bytes.
+type saved struct {
+	Format  int          `json:"format"`
+	Counter uint64       `json:"counter"`
+	VDIs    []*VDI       `json:"vdis"`
+	Freed   []object.VID `json:"freed"`
+}
+
+// Snapshot encodes the state.
+func (m *Machine) Snapshot() ([]byte, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	s := saved{Format: snapshotFormat, Counter: m.state.counter}
+	for _, v := range m.state.vdis {
+		s.VDIs = append(s.VDIs, v)
+	}
+	slices.SortFunc(s.VDIs, func(a, b *VDI) int { return cmp.Compare(a.VID, b.VID) })
+	for v := range m.state.freed {
+		s.Freed = append(s.Freed, v)
+	}
+	slices.Sort(s.Freed)
+	b, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encode catalog: %w", err)
+	}
+	return b, nil
+}
+
+// Restore replaces the state by what Snapshot encoded.
+func (m *Machine) Restore(b []byte) error {
+	var s saved
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("decode catalog: %w", err)
+	}
+	if s.Format != snapshotFormat {
+		return fmt.Errorf("the catalog has format %d, this version knows %d: use a newer sheep", s.Format, snapshotFormat)
+	}
+	next := newState()
+	next.counter = s.Counter
+	for _, v := range s.VDIs {
+		next.put(v)
+	}
+	for _, v := range s.Freed {
+		next.freed[v] = true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next.putting = m.state.putting
+	for v := range m.state.vdis {
+		if next.vdis[v] == nil {
+			m.watch(VDI{Ref: Ref{VID: v}, State: Deleted})
+		}
+	}
+	m.state = next
+	for _, v := range s.VDIs {
+		m.watch(*v)
+	}
+	m.changed()
+	return nil
+}

@@ -1,0 +1,101 @@
+package catalog
+
+import (
+	"time"
+
+	"sheepdog/storage/object"
+)
+
+// Limits of what the catalog takes.
+const (
+	MaxName       = 255      // bytes of a VDI's name or a snapshot's tag
+	MaxSize       = 64 << 40 // bytes of a VDI
+	MaxIndex      = 1 << 26  // objects of a VDI: MaxSize in the smallest objects
+	MaxAttributes = 64 << 10 // bytes of all attributes of a VDI, keys included
+	maxText       = 1024     // bytes of a node's name, a holder, an identity
+	// MaxHold is how long an owner may keep others away by Acquire.Hold. What a clock that is
+	// wrong makes longer does not count.
+	MaxHold = 30 * time.Second
+)
+
+// State tells what a vid is used for.
+type State string
+
+// States of a vid.
+const (
+	Live     State = "live"     // a VDI or a snapshot
+	Reserved State = "reserved" // its map is being made; not a volume yet
+	Deleted  State = "deleted"  // no volume any more, but there may be objects
+)
+
+// Ref names one use of a vid: vids are used again, serials are not.
+type Ref struct {
+	VID    object.VID `json:"vid"`
+	Serial uint64     `json:"serial"`
+}
+
+// Node is one start of a node.
+type Node struct {
+	Name        string `json:"name"`
+	Incarnation uint64 `json:"incarnation"`
+}
+
+// Lock keeps a VDI from changing hands and from being deleted.
+type Lock struct {
+	Holder string    `json:"holder"`
+	Node   string    `json:"node"`
+	Since  time.Time `json:"since"`
+}
+
+// VDI is what is known of a vid. Values are copies; what they point to never changes.
+type VDI struct {
+	Ref
+	State  State  `json:"state"`
+	Family uint64 `json:"family"` // the same for all that may share objects
+	Name   string `json:"name,omitempty"`
+
+	Snapshot   bool   `json:"snapshot,omitempty"`
+	Tag        string `json:"tag,omitempty"`
+	SnapshotID uint32 `json:"snapshot_id,omitempty"` // of a working VDI: the one its next snapshot gets
+	Identity   string `json:"identity,omitempty"`    // of a snapshot's content
+
+	Size      int64           `json:"size"`
+	SizeShift uint8           `json:"size_shift"`
+	Policy    object.PolicyID `json:"policy"`
+	Parent    object.VID      `json:"parent,omitempty"`
+	Created   time.Time       `json:"created"`
+	Snapped   time.Time       `json:"snapped,omitzero"`
+
+	// Trim is 0, or the size before the VDI was shrunk while there may be data beyond Size.
+	Trim int64 `json:"trim,omitempty"`
+
+	Owner *Node `json:"owner,omitempty"`
+	// Generation grows whenever somebody else may use the vid, or for something else: what
+	// comes under an older one is refused.
+	Generation uint64 `json:"generation,omitempty"`
+	// Previous are owners before that may not know yet that they are not.
+	Previous []Node `json:"previous,omitempty"`
+	// HeldUntil is before when others do not become the owner, by their clock.
+	HeldUntil  time.Time         `json:"held_until,omitzero"`
+	Lock       *Lock             `json:"lock,omitempty"`
+	Attributes map[string]string `json:"attributes,omitempty"`
+
+	// MapGone says of a deleted vid that its map is removed: it waits only for others to
+	// stop using its objects.
+	MapGone bool `json:"map_gone,omitempty"`
+	// Source is what a reserved vid's map is made from, By who makes it.
+	Source object.VID `json:"source,omitempty"`
+	By     *Node      `json:"by,omitempty"`
+}
+
+// Objects is the number of objects that make up the VDI's size.
+func (v *VDI) Objects() int64 { return (v.Size + 1<<v.SizeShift - 1) >> v.SizeShift }
+
+// MaxObjects is how many objects there may be: more than make up the size while there
+// may be data beyond it.
+func (v *VDI) MaxObjects() int64 { return (max(v.Size, v.Trim) + 1<<v.SizeShift - 1) >> v.SizeShift }
+
+// HeldAt reports whether at that time, by the clock of who asks, the owner keeps others away.
+func (v *VDI) HeldAt(t time.Time) bool {
+	return v.Owner != nil && t.Before(v.HeldUntil) && v.HeldUntil.Sub(t) <= MaxHold
+}

@@ -1,0 +1,481 @@
+package vdi
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sheepdog/storage/object"
+	"sheepdog/vdi/catalog"
+)
+
+// collector removes objects that nobody needs any more.
+//
+// The object (vid, index) is needed while the map of some live VDI or snapshot has vid
+// at index. Only its own volume ever enters a vid into a map; all other maps have it by
+// copying a map of the family that has it. So once no live map of the family has it at
+// index, none will ever again, and what is found unneeded stays so.
+//
+// One node collects, but two may believe to be that one, each may be behind with the
+// catalog, and each may stop anywhere and go on much later. So
+//   - a deleted vid is fenced before its map is read: nobody writes it any more;
+//   - the maps that were looked at must be live still after they were looked at, by a
+//     catalog that is up to date: else another collector may have emptied one of them
+//     already, and a copy of it, which names the object, may be unknown here;
+//   - what is removed is removed under the generation that its vid had when that was
+//     decided: if the vid is used anew meanwhile, the removal is refused.
+type collector struct {
+	deleted   atomic.Int64
+	leftovers atomic.Int64
+	sweeping  atomic.Bool
+
+	mu        sync.Mutex
+	lastSweep time.Time
+	lastError string
+
+	paceMu sync.Mutex
+	next   time.Time // before which no object is removed
+}
+
+// pace waits so that at most rate objects are removed in a second.
+func (g *collector) pace(ctx context.Context, rate int) error {
+	g.paceMu.Lock()
+	now := time.Now()
+	g.next = g.next.Add(time.Second / time.Duration(rate))
+	if g.next.Before(now.Add(-paceBurst)) {
+		g.next = now.Add(-paceBurst)
+	}
+	wait := g.next.Sub(now)
+	g.paceMu.Unlock()
+	if wait <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// paceBurst is how much unused time of pace may be made up for.
+const paceBurst = 100 * time.Millisecond
+
+func (g *collector) failed(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.lastError = ""
+	if err != nil {
+		g.lastError = err.Error()
+	}
+}
+
+// GC tells about the collection of garbage.
+func (s *Service) GC() GCStatus {
+	st := GCStatus{Deleted: s.gc.deleted.Load(), Leftovers: s.gc.leftovers.Load(), Sweeping: s.gc.sweeping.Load()}
+	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
+		if !v.MapGone {
+			st.Pending++
+		}
+	}
+	s.gc.mu.Lock()
+	defer s.gc.mu.Unlock()
+	st.LastSweep, st.LastError = s.gc.lastSweep, s.gc.lastError
+	return st
+}
+
+// collectRetry is how long the collector waits after a failure.
+const collectRetry = 5 * time.Second
+
+// collectAll collects whenever the catalog has changed, and sweeps at the start and
+// every Config.SweepEvery.
+func (s *Service) collectAll(ctx context.Context) {
+	sweepAt := time.Now()
+	for ctx.Err() == nil {
+		err := s.cancelForgotten(ctx)
+		formatted, leading := s.cfg.DefaultPolicy() != 0, s.leading()
+		if err == nil && leading {
+			err = s.collect(ctx)
+		}
+		if err == nil && leading && formatted && !time.Now().Before(sweepAt) {
+			if err = s.Sweep(ctx); err == nil {
+				sweepAt = time.Now().Add(s.cfg.SweepEvery)
+			}
+		}
+		s.gc.failed(err)
+		wait := time.Until(sweepAt)
+		if err != nil || !formatted || !leading {
+			wait = collectRetry
+		}
+		if err != nil && ctx.Err() == nil && !errors.Is(err, object.ErrUnavailable) {
+			s.log.Warn("garbage is not collected yet", "error", err)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-s.garbage:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// collect frees what deleted VDIs and snapshots leave. It may be given up anywhere and
+// begun anew: objects go first, then maps, then the vids.
+func (s *Service) collect(ctx context.Context) error {
+	families := map[uint64]bool{}
+	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
+		if !v.MapGone && !families[v.Family] {
+			families[v.Family] = true
+			if err := s.collectOften(ctx, v.Family); err != nil {
+				return explain(err, "collect the garbage of %q", v.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// collectAttempts bounds how often collecting a family begins anew because its volumes changed.
+const collectAttempts = 5
+
+func (s *Service) collectOften(ctx context.Context, family uint64) (err error) {
+	for range collectAttempts {
+		if err = s.collectFamily(ctx, family); !errors.Is(err, errChanged) {
+			break
+		}
+	}
+	return err
+}
+
+// errChanged says that what was looked at is not what there is any more.
+var errChanged = fmt.Errorf("volumes were deleted meanwhile: %w", object.ErrUnavailable)
+
+// forgotten is after how long a reservation of another node, which may be gone, is given up.
+const forgotten = 24 * time.Hour
+
+// cancelForgotten gives up what this node reserved in calls that are over, and what others
+// forgot. Who nevertheless still makes a map there is refused in the end.
+func (s *Service) cancelForgotten(ctx context.Context) error {
+	me := s.self()
+	s.makingMu.Lock()
+	defer s.makingMu.Unlock()
+	for _, v := range s.cfg.Catalog.InState(catalog.Reserved) {
+		mine := v.By != nil && v.By.Name == me.Name
+		if s.making[v.Ref] || !mine && (!s.leading() || s.now().Sub(v.Created) < forgotten) {
+			continue
+		}
+		if _, err := s.propose(ctx, catalog.Command{Cancel: &catalog.Cancel{Ref: v.Ref}}); err != nil {
+			return explain(err, "give up reserved VDI %s", v.VID)
+		}
+	}
+	return nil
+}
+
+// member is a map of a family, read piece by piece.
+type member struct {
+	catalog.VDI
+	entries []byte
+	empty   bool // the piece has no map object
+}
+
+func (m *member) owner(i int) object.VID {
+	if m.empty {
+		return 0
+	}
+	return object.VID(binary.LittleEndian.Uint32(m.entries[4*i:]) & ownerMask)
+}
+
+// noteOwners adds the vids in the piece to used.
+func (m *member) noteOwners(used map[object.VID]bool) {
+	last := object.VID(0)
+	for i := range len(m.entries) / 4 {
+		if o := m.owner(i); o != last { // mostly they come in runs
+			used[o], last = true, o
+		}
+	}
+}
+
+// family splits the maps of a family into the live ones and those to be collected. held
+// are the deleted vids that were collected as far as others do not need their objects.
+func (s *Service) family(id uint64) (live, dead []*member, held []catalog.Ref) {
+	for _, v := range s.cfg.Catalog.Family(id) {
+		switch {
+		case v.State == catalog.Live:
+			live = append(live, &member{VDI: v})
+		case v.State == catalog.Deleted && v.MapGone:
+			held = append(held, v.Ref)
+		case v.State == catalog.Deleted:
+			dead = append(dead, &member{VDI: v})
+		}
+	}
+	return live, dead, held
+}
+
+// collectMemory bounds what the pieces of maps that are looked at together take, in bytes.
+const collectMemory = 16 << 20
+
+func (s *Service) collectFamily(ctx context.Context, id uint64) error {
+	generations := map[object.VID]uint64{}
+	for _, v := range s.cfg.Catalog.Family(id) {
+		if v.Snapshot || v.State != catalog.Live { // others have their objects to themselves
+			generations[v.VID] = v.Generation
+		}
+	}
+	live, dead, held := s.family(id)
+	for _, d := range dead {
+		if err := s.fence(ctx, d.VDI); err != nil {
+			return err
+		}
+	}
+	piece := walkPiece // a power of two: no piece crosses the end of a map object
+	for piece > object.BlockSize && piece*(len(live)+len(dead)) > collectMemory {
+		piece /= 2
+	}
+	pages := pagesOf(live, dead)
+	used := map[object.VID]bool{}
+	for number := uint32(0); number < pages; number += uint32(piece / object.BlockSize) {
+		if number%pagesPerObject == 0 {
+			exists, err := s.anyMap(ctx, number/pagesPerObject, live, dead)
+			if err != nil {
+				return err
+			}
+			if !exists {
+				number += pagesPerObject - uint32(piece/object.BlockSize)
+				continue
+			}
+		}
+		if err := s.collectPiece(ctx, number, piece, live, dead, generations, used); err != nil {
+			return err
+		}
+	}
+	return s.collected(ctx, live, dead, held, used)
+}
+
+// pagesOf is how many pages the longest of the maps has.
+func pagesOf(lists ...[]*member) (pages uint32) {
+	for _, list := range lists {
+		for _, m := range list {
+			pages = max(pages, uint32((m.MaxObjects()+pageEntries-1)/pageEntries))
+		}
+	}
+	return pages
+}
+
+// anyMap reports whether some member has the map object.
+func (s *Service) anyMap(ctx context.Context, n uint32, lists ...[]*member) (bool, error) {
+	for _, list := range lists {
+		for _, m := range list {
+			_, err := s.cfg.Objects.Stat(ctx, m.Policy, object.NewID(object.KindMap, m.VID, n))
+			if err == nil || !isMissing(err) {
+				return true, err
+			}
+		}
+	}
+	return false, nil
+}
+
+// collectPiece removes the objects that only dead maps have in their piece from page
+// number on, and notes the vids that live ones use.
+func (s *Service) collectPiece(ctx context.Context, number uint32, piece int, live, dead []*member, generations map[object.VID]uint64, used map[object.VID]bool) error {
+	for _, list := range [][]*member{live, dead} {
+		for _, m := range list {
+			if m.entries == nil {
+				m.entries = make([]byte, piece)
+			}
+			err := s.readMap(ctx, m.Policy, m.VID, number, m.entries)
+			if m.empty = err != nil; m.empty && !isMissing(err) {
+				return err
+			}
+		}
+	}
+	for _, m := range live {
+		m.noteOwners(used)
+	}
+	d := doomed{policy: policyOf(live, dead)}
+	for _, m := range dead {
+		for i := range piece / 4 {
+			// Objects of a vid that is not in the family any more are gone; if it is used anew they are another's.
+			o := m.owner(i)
+			if g, known := generations[o]; known && !anyOwner(live, i, o) {
+				d.add(object.DataID(o, number*pageEntries+uint32(i)), g)
+			}
+		}
+	}
+	for _, m := range live {
+		d.looked(m.VDI)
+	}
+	return s.removeObjects(ctx, &d)
+}
+
+// doomed are objects that no live map names.
+type doomed struct {
+	policy object.PolicyID
+	list   []object.DeleteRequest
+	live   map[catalog.Ref]bool // the maps that were looked at
+}
+
+// add notes an object whose vid has that generation.
+func (d *doomed) add(id object.ID, generation uint64) {
+	d.list = append(d.list, object.DeleteRequest{Policy: d.policy, ID: id, Volume: id.VID(), Generation: generation})
+}
+
+func (d *doomed) looked(list ...catalog.VDI) {
+	for _, v := range list {
+		if d.live == nil {
+			d.live = map[catalog.Ref]bool{}
+		}
+		d.live[v.Ref] = true
+	}
+}
+
+func policyOf(lists ...[]*member) object.PolicyID {
+	for _, list := range lists {
+		for _, m := range list {
+			return m.Policy // a family has one
+		}
+	}
+	return 0
+}
+
+// removeObjects removes objects that no stored map has. What was read from the maps is
+// made durable before: else a power cut could bring back an entry whose object is gone.
+// It fails with errChanged if some map that was looked at may have been emptied by then.
+func (s *Service) removeObjects(ctx context.Context, d *doomed) error {
+	if len(d.list) == 0 {
+		return nil
+	}
+	if err := s.syncAll(ctx, d.policy); err != nil {
+		return err
+	}
+	if err := s.areLive(ctx, maps.Keys(d.live)); err != nil {
+		return err
+	}
+	for _, r := range d.list {
+		if err := s.removeObject(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// areLive fails with errChanged unless all of these are VDIs or snapshots still.
+func (s *Service) areLive(ctx context.Context, refs iter.Seq[catalog.Ref]) error {
+	if err := s.catchUp(ctx); err != nil {
+		return err
+	}
+	for r := range refs {
+		if v, ok := s.cfg.Catalog.Get(r.VID); !ok || v.Ref != r || v.State != catalog.Live {
+			return errChanged
+		}
+	}
+	return nil
+}
+
+func (s *Service) stillLive(ctx context.Context, list []*member) error {
+	return s.areLive(ctx, func(yield func(catalog.Ref) bool) {
+		for _, m := range list {
+			if !yield(m.Ref) {
+				return
+			}
+		}
+	})
+}
+
+func anyOwner(list []*member, i int, o object.VID) bool {
+	for _, m := range list {
+		if m.owner(i) == o {
+			return true
+		}
+	}
+	return false
+}
+
+// collected removes the maps of the dead, and frees the vids whose objects no live map
+// uses. Each step is durable before the next: what is freed has nothing left.
+func (s *Service) collected(ctx context.Context, live, dead []*member, held []catalog.Ref, used map[object.VID]bool) error {
+	if len(dead) == 0 {
+		return nil
+	}
+	policy := dead[0].Policy
+	if err := s.syncAll(ctx, policy); err != nil {
+		return err
+	}
+	if err := s.stillLive(ctx, live); err != nil {
+		return err // used may lack what a copy uses
+	}
+	var gone, free []catalog.Ref
+	for _, d := range dead {
+		for n := range uint32(maxMapObjects) {
+			r := object.DeleteRequest{Policy: d.Policy, ID: object.NewID(object.KindMap, d.VID, n), Volume: d.VID, Generation: d.Generation}
+			if err := s.cfg.Objects.Delete(ctx, r); err != nil {
+				return err
+			}
+		}
+		if used[d.VID] {
+			gone = append(gone, d.Ref)
+		} else {
+			free = append(free, d.Ref)
+		}
+	}
+	if err := s.syncAll(ctx, policy); err != nil {
+		return err
+	}
+	for _, r := range held {
+		if !used[r.VID] {
+			free = append(free, r)
+		}
+	}
+	if len(gone) > 0 {
+		if _, err := s.propose(ctx, catalog.Command{MapGone: &catalog.MapGone{Refs: gone}}); err != nil {
+			return err
+		}
+	}
+	if len(free) > 0 {
+		if _, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: free}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// liveOf returns the VDIs and snapshots of a family.
+func (s *Service) liveOf(family uint64) []catalog.VDI {
+	return slices.DeleteFunc(s.cfg.Catalog.Family(family), func(v catalog.VDI) bool { return v.State != catalog.Live })
+}
+
+// referenced reports whether some of these maps has owner at index.
+func (s *Service) referenced(ctx context.Context, live []catalog.VDI, owner object.VID, index uint32) (bool, error) {
+	var b [4]byte
+	for _, v := range live {
+		err := s.do(ctx, entryRead(v, index, b[:]))
+		if err != nil && !isMissing(err) {
+			return false, err
+		}
+		if err == nil && object.VID(binary.LittleEndian.Uint32(b[:])&ownerMask) == owner {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Collect frees now what Run frees in the background: for tests and for who waits.
+func (s *Service) Collect(ctx context.Context) error {
+	for _, c := range s.cores() {
+		if err := c.tidy(ctx, true); err != nil {
+			return explain(err, "settle the map of %s", c.title())
+		}
+	}
+	if err := s.cancelForgotten(ctx); err != nil {
+		return err
+	}
+	return explain(s.collect(ctx), "collect garbage")
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package vdi_test
+
+const slow = 1

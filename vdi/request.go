@@ -1,0 +1,40 @@
+package vdi
+
+// Op says what a Request does.
+type Op uint8
+
+// Operations of a Request.
+const (
+	OpRead    Op = iota // fill Data from [Off, Off+Len)
+	OpWrite             // store Data at [Off, Off+Len)
+	OpZero              // make [Off, Off+Len) read as zero; whole blocks become holes unless FlagNoHole
+	OpDiscard           // [Off, Off+Len) is no longer needed: reads as zero, space is given back
+	OpFlush             // all writes completed before the submission are durable when it completes
+	OpCache             // bring [Off, Off+Len) into memory; a hint, never fails for lack of it
+)
+
+// Flags modify a Request.
+type Flags uint8
+
+// Flags of a Request.
+const (
+	FlagFUA    Flags = 1 << iota // complete only when durable
+	FlagNoHole                   // OpZero: the range stays allocated
+)
+
+// Request is one asynchronous operation on a Volume, in bytes, of any alignment,
+// inside [0, Size()). The submitter owns it and Data again when Done is called:
+// exactly once, possibly within Submit, possibly on another goroutine that holds no
+// lock. Done must not block. Between Submit and Done nobody else may touch either;
+// afterwards the Request may be used again (it is built for pooling).
+type Request struct {
+	Op    Op
+	Flags Flags
+	Off   int64
+	Len   int64  // bytes
+	Data  []byte // OpRead, OpWrite: Len bytes
+	Done  func(*Request)
+	Err   error // result, valid in Done; one of this package's kinds
+
+	span span // how it is carried out
+}

@@ -1,0 +1,204 @@
+package vdi
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"sheepdog/storage/object"
+	"sheepdog/vdi/catalog"
+)
+
+// sweepBatch bounds the objects that a sweep remembers at a time.
+const sweepBatch = 1 << 16
+
+// Sweep looks at all objects and removes those that no map names: what crashes left.
+func (s *Service) Sweep(ctx context.Context) error {
+	s.gc.sweeping.Store(true)
+	defer s.gc.sweeping.Store(false)
+	policies := s.cfg.Catalog.Policies()
+	if p := s.cfg.DefaultPolicy(); !slices.Contains(policies, p) {
+		policies = append(policies, p)
+	}
+	for _, p := range policies {
+		if err := s.sweepPolicy(ctx, p); err != nil {
+			return explain(err, "sweep")
+		}
+	}
+	if err := s.freeHeld(ctx); err != nil {
+		return explain(err, "sweep")
+	}
+	s.gc.mu.Lock()
+	s.gc.lastSweep = s.now()
+	s.gc.mu.Unlock()
+	return nil
+}
+
+func (s *Service) sweepPolicy(ctx context.Context, policy object.PolicyID) error {
+	var batch []object.ID
+	flush := func() error {
+		slices.Sort(batch) // by VDI, then by index
+		d := doomed{policy: policy}
+		for _, id := range batch {
+			if _, err := s.sweepObject(ctx, id, &d, true); err != nil {
+				return err
+			}
+		}
+		batch = batch[:0]
+		s.gc.leftovers.Add(int64(len(d.list)))
+		if err := s.removeObjects(ctx, &d); !errors.Is(err, errChanged) {
+			return err
+		}
+		return nil // the next sweep finds them
+	}
+	err := s.cfg.Objects.List(ctx, policy, func(i object.Info) error {
+		batch = append(batch, i.Key.ID)
+		if len(batch) < sweepBatch {
+			return ctx.Err()
+		}
+		return flush()
+	})
+	if err != nil {
+		return err
+	}
+	return flush()
+}
+
+// leftover reports whether no map names an object, and removes it then if it shall.
+func (s *Service) leftover(ctx context.Context, policy object.PolicyID, id object.ID, remove bool) (bool, error) {
+	if v, ok := s.cfg.Catalog.Get(id.VID()); ok && v.State == catalog.Live && !v.Snapshot {
+		return s.sweepWorking(ctx, v, id, remove)
+	}
+	d := doomed{policy: policy}
+	left, err := s.sweepObject(ctx, id, &d, remove)
+	if err != nil || !left || !remove {
+		return left, err
+	}
+	return true, s.removeObjects(ctx, &d)
+}
+
+// sweepObject reports whether an object is to be removed, because no map names it, and
+// adds it to d. If it is one of a VDI that may be written, it removes it if it shall.
+func (s *Service) sweepObject(ctx context.Context, id object.ID, d *doomed, remove bool) (bool, error) {
+	kind, known := id.Kind()
+	if !known || kind != object.KindData && kind != object.KindMap {
+		return false, nil
+	}
+	v, ok := s.cfg.Catalog.Get(id.VID())
+	if !ok {
+		// Who takes the vid just now must not lose objects: so the vid is taken first, and
+		// its objects go the way of all deleted VDIs' objects.
+		res, err := s.propose(ctx, catalog.Command{Adopt: &catalog.Adopt{VID: id.VID(), Policy: d.policy}})
+		if err != nil {
+			return false, err
+		}
+		v, ok = s.cfg.Catalog.Get(id.VID())
+		s.log.Info("found objects of no VDI", "vid", id.VID(), "adopted", res.Refusal == "" && ok)
+	}
+	switch {
+	case !ok || v.State == catalog.Reserved || kind == object.KindMap:
+		return false, nil
+	case v.State == catalog.Live && !v.Snapshot:
+		_, err := s.sweepWorking(ctx, v, id, remove)
+		return false, err
+	}
+	// No new map entry can come to name objects of a snapshot or a deleted VDI.
+	live := s.liveOf(v.Family)
+	used, err := s.referenced(ctx, live, id.VID(), id.Index())
+	if err != nil || used {
+		return false, err
+	}
+	d.add(id, v.Generation)
+	d.looked(live...)
+	return true, nil
+}
+
+// sweepWorking reports whether an object of a VDI that may be written just now is not
+// named by its entry, with no write to the index about, and removes it then if it shall.
+// Only the owner knows that. What a crash left of a VDI that another node owns waits
+// until it is made anew, gets into a snapshot, or is looked for by Check.
+func (s *Service) sweepWorking(ctx context.Context, v catalog.VDI, id object.ID, remove bool) (bool, error) {
+	if v.Owner != nil && v.Owner.Name != s.cfg.Node {
+		return false, nil
+	}
+	used, err := s.referenced(ctx, s.liveOf(v.Family), v.VID, id.Index())
+	if err != nil || used {
+		return false, err
+	}
+	c, err := s.acquire(v.Name, "")
+	if err != nil {
+		return false, nil // it has gone meanwhile
+	}
+	defer s.release(c)
+	if err := c.own(ctx); err != nil {
+		return false, err
+	}
+	st := c.gate.stripe(id.Index())
+	st.close()
+	defer st.open()
+	m := c.mapping.Load()
+	if m.ref != v.Ref || m.generation.Load() == 0 {
+		return false, nil
+	}
+	p, err := c.page(ctx, m, id.Index())
+	if err != nil || object.VID(p.entries[id.Index()%pageEntries].Load()&ownerMask) == v.VID {
+		return false, err
+	}
+	if _, err := s.cfg.Objects.Stat(ctx, c.policy, id); isMissing(err) {
+		return false, nil
+	}
+	if !remove {
+		return true, nil
+	}
+	s.gc.leftovers.Add(1)
+	d := doomed{policy: c.policy}
+	d.add(id, m.under)
+	return true, s.removeObjects(ctx, &d)
+}
+
+// freeHeld frees deleted vids whose last objects have gone since their maps went: their
+// users wrote over them, one by one.
+func (s *Service) freeHeld(ctx context.Context) error {
+	families := map[uint64]bool{}
+	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
+		if !v.MapGone || families[v.Family] {
+			continue
+		}
+		families[v.Family] = true
+		if err := s.freeHeldOf(ctx, v.Family); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) freeHeldOf(ctx context.Context, family uint64) error {
+	live, _, held := s.family(family)
+	used := map[object.VID]bool{}
+	for _, m := range live {
+		err := s.walkMap(ctx, m.Policy, m.VID, m.MaxObjects(), func(_ uint32, entries []byte) error {
+			(&member{entries: entries}).noteOwners(used)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	var free []catalog.Ref
+	for _, r := range held {
+		if !used[r.VID] {
+			free = append(free, r)
+		}
+	}
+	if len(free) == 0 {
+		return nil
+	}
+	if err := s.syncAll(ctx, policyOf(live)); err != nil {
+		return err
+	}
+	if err := s.stillLive(ctx, live); err != nil {
+		return err
+	}
+	_, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: free}})
+	return err
+}

@@ -1,0 +1,321 @@
+package vditest
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"sheepdog/storage/object"
+	"sheepdog/vdi"
+	"sheepdog/vdi/catalog"
+)
+
+// Cluster is several gateways that serve the same VDIs: the same objects, and a log that
+// each applies to a catalog of its own, later than others or sooner.
+type Cluster struct {
+	Objects *Objects
+	// Delay is the longest time that a message to or from the objects takes, Lag the longest
+	// until a gateway applies the next command, Lease the time after which a stopped gateway is
+	// waited for no more. Set them before Gateway.
+	Delay, Lag, Lease time.Duration
+	Config            func(*vdi.Config) // changes the configuration of services, if set
+
+	t        testing.TB
+	mu       sync.Mutex
+	moved    *sync.Cond // something changed: the log, or a gateway
+	rng      *rand.Rand
+	log      []entry
+	gateways map[string]*Gateway
+	starts   uint64
+	ended    bool
+}
+
+type entry struct {
+	command []byte
+	by      *Gateway
+	result  []byte // once applied by that
+}
+
+// Gateway is one of them. Its service does not run.
+type Gateway struct {
+	*vdi.Service
+	Name    string
+	Catalog *catalog.Machine
+
+	cluster *Cluster
+	// Guarded by Cluster.mu.
+	applied int
+	stopped time.Time // zero: it is not
+	killed  bool
+	expired bool // somebody has not waited for it
+}
+
+// NewCluster returns a cluster without gateways, whose chances come from the seed.
+func NewCluster(t testing.TB, seed uint64) *Cluster {
+	c := &Cluster{
+		Objects: NewObjects(), Delay: 100 * time.Microsecond, Lag: 500 * time.Microsecond, Lease: 5 * time.Millisecond,
+		t: t, rng: rand.New(rand.NewPCG(seed, 77)), gateways: map[string]*Gateway{},
+	}
+	c.moved = sync.NewCond(&c.mu)
+	t.Cleanup(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.ended = true
+		c.moved.Broadcast()
+	})
+	return c
+}
+
+// Gateway starts a gateway of that name, in place of one that was killed.
+func (c *Cluster) Gateway(name string) *Gateway {
+	c.t.Helper()
+	c.mu.Lock()
+	c.starts++
+	incarnation := c.starts
+	g := &Gateway{Name: name, Catalog: catalog.New(), cluster: c}
+	c.gateways[name] = g
+	c.mu.Unlock()
+	cfg := vdi.Config{
+		Objects: &path{g}, Log: g, Catalog: g.Catalog, Node: name, Incarnation: func() uint64 { return incarnation },
+		DefaultPolicy: func() object.PolicyID { return Policy },
+		PolicyOf:      func(context.Context, int) (object.PolicyID, error) { return Policy, nil },
+		Settled:       c.settled, Leased: g.leased,
+	}
+	if c.Config != nil {
+		c.Config(&cfg)
+	}
+	s, err := vdi.NewService(cfg)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	g.Service = s
+	go g.apply()
+	g.CatchUp()
+	return g
+}
+
+// Crash cuts the power of the objects, see Objects.Crash, after all gateways were killed.
+func (c *Cluster) Crash(keep float64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Objects = c.Objects.Crash(c.rng, keep)
+}
+
+// Stop stops the gateway as SIGSTOP does; what it has sent arrives nevertheless.
+func (g *Gateway) Stop() { g.set(func() { g.stopped = time.Now() }) }
+
+// Continue lets it go on.
+func (g *Gateway) Continue() { g.set(func() { g.stopped = time.Time{} }) }
+
+// Kill ends it; what it has sent arrives nevertheless. Its calls fail with ErrClosed.
+func (g *Gateway) Kill() { g.set(func() { g.killed = true }) }
+
+func (g *Gateway) set(f func()) {
+	g.cluster.mu.Lock()
+	defer g.cluster.mu.Unlock()
+	f()
+	g.cluster.moved.Broadcast()
+}
+
+// CatchUp returns when the gateway has applied what is in the log.
+func (g *Gateway) CatchUp() {
+	c := g.cluster
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for n := len(c.log); g.applied < n && !g.killed && !c.ended; {
+		c.moved.Wait()
+	}
+}
+
+// running returns when the gateway is not stopped, or an error if it is killed.
+func (g *Gateway) running() error {
+	c := g.cluster
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !g.stopped.IsZero() && !g.killed && !c.ended {
+		c.moved.Wait()
+	}
+	if g.killed || c.ended {
+		return fmt.Errorf("gateway %s was killed: %w", g.Name, object.ErrClosed)
+	}
+	return nil
+}
+
+func (c *Cluster) pause(most time.Duration) {
+	if most <= 0 {
+		return
+	}
+	c.mu.Lock()
+	d := time.Duration(c.rng.Int64N(int64(most)))
+	often := c.rng.IntN(3) > 0
+	c.mu.Unlock()
+	if often {
+		time.Sleep(d)
+	}
+}
+
+// apply applies the log.
+func (g *Gateway) apply() {
+	c := g.cluster
+	for {
+		c.mu.Lock()
+		for g.applied == len(c.log) && !g.killed && !c.ended {
+			c.moved.Wait()
+		}
+		c.mu.Unlock()
+		c.pause(c.Lag)
+		if g.running() != nil {
+			return
+		}
+		c.mu.Lock()
+		e := &c.log[g.applied]
+		command, mine := e.command, e.by == g
+		c.mu.Unlock()
+		result := g.Catalog.Apply(command)
+		c.mu.Lock()
+		if mine {
+			c.log[g.applied].result = result
+		}
+		g.applied++
+		c.moved.Broadcast()
+		c.mu.Unlock()
+	}
+}
+
+// Propose implements vdi.Log.
+func (g *Gateway) Propose(ctx context.Context, _ string, command []byte) ([]byte, error) {
+	if err := g.running(); err != nil {
+		return nil, err
+	}
+	c := g.cluster
+	c.pause(c.Delay)
+	c.mu.Lock()
+	n := len(c.log)
+	c.log = append(c.log, entry{command: command, by: g})
+	c.moved.Broadcast()
+	for c.log[n].result == nil && !g.killed && !c.ended {
+		c.moved.Wait()
+	}
+	result := c.log[n].result
+	c.mu.Unlock()
+	if err := g.running(); err != nil {
+		return nil, err
+	}
+	return result, ctx.Err()
+}
+
+// settled implements vdi.Config.Settled: a gateway that is killed answers nothing, and one
+// that is stopped loses its lease after a while.
+func (c *Cluster) settled(_ context.Context, previous catalog.Node, vid object.VID, generation uint64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		g := c.gateways[previous.Name]
+		if g == nil || g.killed || c.ended {
+			return nil
+		}
+		if v, ok := g.Catalog.Get(vid); ok && v.Generation >= generation {
+			return nil
+		}
+		if !g.stopped.IsZero() && time.Since(g.stopped) > c.Lease {
+			g.expired = true
+			return nil
+		}
+		c.mu.Unlock()
+		time.Sleep(50 * time.Microsecond)
+		c.mu.Lock()
+	}
+}
+
+// leased implements vdi.Config.Leased: a lease comes back with the newest catalog. The
+// gateway may be stopped between looking and acting.
+func (g *Gateway) leased() bool {
+	c := g.cluster
+	c.mu.Lock()
+	if g.expired && g.stopped.IsZero() && g.applied == len(c.log) {
+		g.expired = false
+	}
+	ok := !g.expired
+	c.mu.Unlock()
+	return ok && g.running() == nil
+}
+
+// path is a gateway's way to the objects: messages take their time, and pass each other.
+type path struct{ g *Gateway }
+
+// carry calls f, with an error of its own if the gateway does not see the answer.
+func (p *path) carry(f func(*Objects) error) error {
+	if err := p.g.running(); err != nil {
+		return err
+	}
+	c := p.g.cluster
+	c.pause(c.Delay)
+	c.mu.Lock()
+	o := c.Objects
+	c.mu.Unlock()
+	err := f(o)
+	c.pause(c.Delay)
+	if dead := p.g.running(); dead != nil {
+		return dead
+	}
+	return err
+}
+
+// Submit implements vdi.Objects.
+func (p *path) Submit(r *object.Request) {
+	go func() {
+		r.Complete(p.carry(func(o *Objects) error { return o.do(r, p.g.Name) }))
+	}()
+}
+
+func (o *Objects) do(r *object.Request, node string) error {
+	switch r.Op {
+	case object.OpRead:
+		return o.read(r)
+	case object.OpSync:
+		o.mu.Lock()
+		made := o.made
+		o.mu.Unlock()
+		return o.sync(r, made, node)
+	}
+	return o.write(r, node)
+}
+
+// Kick implements vdi.Objects.
+func (p *path) Kick() { /* nothing is held back */ }
+
+// Copy implements vdi.Objects.
+func (p *path) Copy(_ context.Context, r object.CopyRequest) error {
+	return p.carry(func(o *Objects) error { return o.copy(r, p.g.Name) })
+}
+
+// Delete implements vdi.Objects.
+func (p *path) Delete(_ context.Context, r object.DeleteRequest) error {
+	return p.carry(func(o *Objects) error { return o.delete(r, p.g.Name) })
+}
+
+// Extents implements vdi.Objects.
+func (p *path) Extents(ctx context.Context, policy object.PolicyID, id object.ID, off, n uint32) (list []object.Extent, err error) {
+	err = p.carry(func(o *Objects) error { list, err = o.Extents(ctx, policy, id, off, n); return err })
+	return list, err
+}
+
+// Sums implements vdi.Objects.
+func (p *path) Sums(ctx context.Context, policy object.PolicyID, id object.ID) (sums []uint64, err error) {
+	err = p.carry(func(o *Objects) error { sums, err = o.Sums(ctx, policy, id); return err })
+	return sums, err
+}
+
+// Stat implements vdi.Objects.
+func (p *path) Stat(ctx context.Context, policy object.PolicyID, id object.ID) (i object.Info, err error) {
+	err = p.carry(func(o *Objects) error { i, err = o.Stat(ctx, policy, id); return err })
+	return i, err
+}
+
+// List implements vdi.Objects.
+func (p *path) List(ctx context.Context, policy object.PolicyID, fn func(object.Info) error) error {
+	return p.carry(func(o *Objects) error { return o.List(ctx, policy, fn) })
+}
