@@ -1,0 +1,139 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sheepdog/frontends/admin/api"
+	"sheepdog/vdi"
+)
+
+// progressEvery is how often progress is told.
+const progressEvery = 200 * time.Millisecond
+
+// progress returns what tells clients of progress. If they are gone, the work's context
+// ends by itself.
+func (l *lines) progress(what string) vdi.Progress {
+	var last time.Time
+	return func(done, total int64) {
+		if now := time.Now(); now.Sub(last) >= progressEvery {
+			last = now
+			l.write(api.Event{Progress: &api.Progress{Done: done, Total: total, What: what}})
+		}
+	}
+}
+
+func (l *lines) finish(r *api.CheckReport, err error) error {
+	if err == nil {
+		err = l.write(api.Event{Report: r})
+	}
+	return l.end(err, func(e *api.Error) any { return api.Event{Error: e} })
+}
+
+func (c *call) check() error {
+	repair, err := c.flag("repair")
+	if err != nil {
+		return err
+	}
+	ctx, release, err := c.s.transfer(c.r.Context())
+	if err != nil {
+		return err
+	}
+	defer release()
+	l := c.lines()
+	report := api.CheckReport{Problems: []api.Problem{}}
+	err = c.checkOne(ctx, l, &report, c.name(), repair)
+	return l.finish(&report, cause(ctx, err))
+}
+
+// cause prefers why a context ended to the fact that it did.
+func cause(ctx context.Context, err error) error {
+	if why := context.Cause(ctx); err != nil && why != nil && !errors.Is(why, context.Canceled) {
+		return why
+	}
+	return err
+}
+
+// maxProblems bounds the problems of a report.
+const maxProblems = 1000
+
+func add(r *api.CheckReport, p api.Problem) {
+	if len(r.Problems) < maxProblems {
+		r.Problems = append(r.Problems, p)
+		return
+	}
+	r.More++
+}
+
+func (c *call) checkOne(ctx context.Context, l *lines, sum *api.CheckReport, name string, repair bool) error {
+	r, err := c.s.cfg.Volumes.Check(ctx, name, repair, l.progress(name))
+	if err != nil {
+		return err
+	}
+	sum.VDIs++
+	sum.Objects += r.Objects
+	sum.Repaired += r.Repaired
+	sum.More += r.More
+	for _, p := range r.Problems {
+		add(sum, api.Problem{
+			VDI: name, Tag: p.Tag, SnapshotID: p.Snapshot, Kind: p.Kind, Object: p.Object.String(), Off: p.Off, Len: p.Len, Text: p.Text, Repaired: p.Repaired,
+		})
+	}
+	return nil
+}
+
+// checkAll checks every VDI, and what the disks say of themselves.
+func (c *call) checkAll() error {
+	repair, err := c.flag("repair")
+	if err != nil {
+		return err
+	}
+	ctx, release, err := c.s.transfer(c.r.Context())
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := c.s.cfg.Cluster.Ready(); err != nil {
+		return fmt.Errorf("check the cluster: %w", err)
+	}
+	l := c.lines()
+	report := api.CheckReport{Problems: []api.Problem{}}
+	for _, d := range c.s.disks() {
+		checkDisk(&report, d)
+	}
+	err = c.checkVolumes(ctx, l, &report, repair)
+	return l.finish(&report, cause(ctx, err))
+}
+
+func checkDisk(r *api.CheckReport, d api.Disk) {
+	if d.State != api.DiskOK {
+		add(r, api.Problem{Kind: api.ProblemDisk, Text: fmt.Sprintf("disk %s is %s: %s", d.Path, d.State, d.Reason)})
+	}
+	for _, o := range d.Corrupt {
+		add(r, api.Problem{
+			Kind: vdi.ProblemCorrupt, Object: o.Object,
+			Text: fmt.Sprintf("%d of its blocks on disk %s do not match their checksums: restore the data from a backup, or write over it", len(o.Blocks), d.Path),
+		})
+	}
+}
+
+func (c *call) checkVolumes(ctx context.Context, l *lines, r *api.CheckReport, repair bool) error {
+	list, err := c.s.cfg.Volumes.List(ctx)
+	if err != nil {
+		return err
+	}
+	last := ""
+	for _, v := range list {
+		if v.Name == last {
+			continue // Check takes a VDI with its snapshots
+		}
+		last = v.Name
+		// What was deleted meanwhile needs no check.
+		if err := c.checkOne(ctx, l, r, v.Name, repair); err != nil && !errors.Is(err, vdi.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"sheepdog/frontends/admin/api"
+	"sheepdog/vdi"
+)
+
+// importer writes a stream of extents into a VDI. If it made the VDI itself and the stream
+// does not say how large it is, it makes the VDI grow with it.
+type importer struct {
+	c    *call
+	in   *api.ExtentReader
+	grow bool
+
+	flow         *inflow
+	bytes, zeros int64
+}
+
+// growBytes is the least by which a VDI grows; it also doubles, so that resizing is rare.
+const growBytes = 256 << 20
+
+func (i *importer) create(ctx context.Context) error {
+	size, err := i.c.number("object_size", 0)
+	if err != nil {
+		return err
+	}
+	shift, err := shiftOf(size)
+	if err != nil {
+		return err
+	}
+	copies, err := i.c.number("copies", 0)
+	if err != nil {
+		return err
+	}
+	if copies > 1<<16 {
+		return refuse(api.KindInvalid, "%d copies are too many", copies)
+	}
+	i.grow = i.in.Size() == api.UnknownSize
+	_, err = i.c.s.cfg.Volumes.Create(ctx, vdi.CreateOptions{
+		Name: i.c.name(), Size: max(i.in.Size(), 0), ObjectSizeShift: shift, Copies: int(copies),
+	})
+	return err
+}
+
+func (i *importer) run(ctx context.Context) error {
+	if err := i.open(ctx); err != nil {
+		return err
+	}
+	err := i.extents(ctx)
+	if err == nil {
+		err = i.flow.finish(ctx)
+	}
+	if err = errors.Join(err, i.close()); err != nil {
+		return err
+	}
+	if i.grow {
+		_, err = i.c.s.cfg.Volumes.Resize(ctx, i.c.name(), i.in.Size())
+	}
+	return err
+}
+
+func (i *importer) open(ctx context.Context) error {
+	vol, err := i.c.openForWriting(ctx, "import")
+	if err != nil {
+		return err
+	}
+	i.flow = &inflow{flow: flow{vol: vol}}
+	if !i.grow && i.in.Size() > vol.Size() {
+		return errors.Join(beyond(i.c.name(), vol.Size(), 0, i.in.Size()), vol.Close())
+	}
+	return nil
+}
+
+// close gives the volume up, once nothing is in flight.
+func (i *importer) close() error {
+	err := i.flow.drain()
+	i.bytes += i.flow.bytes
+	i.zeros += i.flow.zeros
+	return errors.Join(err, i.flow.vol.Close())
+}
+
+func (i *importer) extents(ctx context.Context) error {
+	for {
+		x, err := i.in.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err == nil {
+			err = i.makeRoom(ctx, x)
+		}
+		if err != nil {
+			return err
+		}
+		if x.Zero {
+			err = i.flow.zero(x.Off, x.Len)
+		} else {
+			_, err = i.flow.copyIn(i.in, x.Off, x.Len)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// makeRoom sees to it that an extent is inside the volume.
+func (i *importer) makeRoom(ctx context.Context, x api.Extent) error {
+	size := i.flow.vol.Size()
+	switch {
+	case x.Off+x.Len <= size:
+		return nil
+	case !i.grow:
+		return beyond(i.c.name(), size, x.Off, x.Len)
+	}
+	if err := i.close(); err != nil {
+		return err
+	}
+	larger := min(max(x.Off+x.Len, 2*size, growBytes), max(x.Off+x.Len, vdi.MaxSize))
+	if _, err := i.c.s.cfg.Volumes.Resize(ctx, i.c.name(), larger); err != nil {
+		return err
+	}
+	return i.open(ctx) // a larger size is seen by who opens the VDI again
+}

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package nbd
+
+import "net"
+
+// newLink returns the link for conn.
+func newLink(conn net.Conn) link { return &connLink{conn: conn} }

@@ -1,0 +1,430 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"sheepdog/frontends/nbd/internal/wire"
+	"sheepdog/vdi"
+)
+
+// op is a request in flight, from its header to its reply's last byte. It is pooled,
+// and carries the request to the volume, so that a request costs no allocation.
+type op struct {
+	req  vdi.Request
+	wire wire.Request
+	s    *session
+	next *op // in the queue of replies
+
+	data  []byte // payload of a write, or where a read's data goes
+	front []byte // a read's place in the arena: head and data
+
+	in, out *chunk // pinned by data and front
+	long    *large // else what data lies in
+	cost    int64  // bytes charged to the budgets
+
+	reply [][]byte // what is sent
+	parts [4][]byte
+	head  [wire.MaxReadHeadSize + 32]byte
+	ids   []uint32 // contexts that a block status is asked for; nil: all
+}
+
+var ops = sync.Pool{New: func() any {
+	o := new(op)
+	o.req.Done = o.done // once: a method value is an allocation
+	return o
+}}
+
+func (s *session) newOp(r *wire.Request) *op {
+	o := ops.Get().(*op)
+	o.s, o.wire = s, *r
+	o.reply = o.parts[:0]
+	return o
+}
+
+// newLongOp makes an op whose data lies in a buffer of its own; it may wait for memory.
+func (s *session) newLongOp(r *wire.Request) (*op, error) {
+	n := int(r.Length)
+	cost := int64(largeClass(n))
+	if err := s.chargePayload(cost); err != nil {
+		return nil, err
+	}
+	o := s.newOp(r)
+	o.cost = cost
+	o.long = newLarge(n)
+	o.data = o.long.b[:n]
+	return o, nil
+}
+
+// free gives back all that the op holds. Its owner is who sent the reply, or who
+// made it if it was never submitted.
+func (o *op) free() {
+	if o.in != nil {
+		o.in.unref()
+	}
+	if o.out != nil {
+		o.out.unref()
+	}
+	if o.long != nil {
+		o.long.free()
+	}
+	if o.cost != 0 {
+		o.s.uncharge(o.cost)
+	}
+	o.s, o.next, o.data, o.front, o.in, o.out, o.long, o.cost, o.ids = nil, nil, nil, nil, nil, nil, nil, 0, nil
+	o.req.Data, o.req.Err = nil, nil
+	clear(o.reply)
+	o.reply = nil
+	clear(o.parts[:])
+	ops.Put(o)
+}
+
+// arena is where short reads put their data, each behind the head of its reply, so
+// that the replies of a batch lie one after another and leave as one piece.
+// The reader alone uses it.
+type arena struct {
+	chunk *chunk // nil while idle
+	slot  atomic.Bool
+	pos   int
+	big   bool
+	calm  int
+}
+
+func (a *arena) release() {
+	if a.chunk != nil {
+		a.chunk.unref()
+		a.chunk = nil
+	}
+}
+
+// place returns n bytes of the arena; nil if there is no memory for it.
+func (s *session) place(n int) []byte {
+	a := &s.arena
+	if a.chunk != nil && a.chunk.refs.Load() == 1 {
+		a.pos = 0
+		if a.calm++; a.calm > calmAfter {
+			a.big = false
+		}
+	}
+	if a.chunk == nil || len(a.chunk.b)-a.pos < n {
+		if a.chunk != nil || n > smallChunk {
+			a.big, a.calm = true, 0
+		}
+		a.release()
+		a.pos = 0
+		c := s.tryChunk(&a.slot, a.big)
+		if c == nil {
+			return nil
+		}
+		if len(c.b) < n {
+			c.unref()
+			return nil
+		}
+		a.chunk = c
+	}
+	p := a.chunk.b[a.pos : a.pos+n]
+	a.pos += n
+	return p
+}
+
+// take carries out a request whose payload, if any, is in the receive buffer.
+func (s *session) take(r *wire.Request, payload []byte) error {
+	if payload == nil { // else it was checked
+		if bad := s.check(r); bad != accepted {
+			return s.reply(r, bad)
+		}
+	}
+	switch r.Type {
+	case wire.NBD_CMD_DISC:
+		return io.EOF
+	case wire.NBD_CMD_READ:
+		return s.takeRead(r)
+	case wire.NBD_CMD_BLOCK_STATUS:
+		return s.takeStatus(r, payload)
+	case wire.NBD_CMD_WRITE:
+		o := s.newOp(r)
+		o.data = payload
+		if len(payload) > 0 {
+			o.in = s.requests.chunk
+			o.in.refs.Add(1)
+		}
+		return s.submit(o)
+	case wire.NBD_CMD_TRIM, wire.NBD_CMD_WRITE_ZEROES:
+		if r.Length > maxZero {
+			return s.goSlow(s.newOp(r), (*op).zeroPieces)
+		}
+	case wire.NBD_CMD_CACHE:
+		// A hint: no more is cached at once than a client could read at once.
+		r.Length = min(r.Length, MaxPayload)
+	}
+	return s.submit(s.newOp(r))
+}
+
+func (s *session) takeRead(r *wire.Request) error {
+	head := s.headers.ReadHeadSize()
+	n := int(r.Length)
+	if n <= chunkDataMax {
+		if front := s.place(head + n); front != nil {
+			o := s.newOp(r)
+			o.front, o.data = front, front[head:]
+			o.out = s.arena.chunk
+			o.out.refs.Add(1)
+			return s.submit(o)
+		}
+	}
+	o, err := s.newLongOp(r)
+	if err != nil {
+		return err
+	}
+	return s.submit(o)
+}
+
+// submit hands an op to the volume. It may complete, and be freed, at once.
+func (s *session) submit(o *op) error {
+	if err := s.admit(); err != nil {
+		o.free()
+		return err
+	}
+	s.output.claim(s)
+	s.stats.submitted(&o.wire)
+	c := &commands[o.wire.Type]
+	o.req.Op, o.req.Flags = c.op, flagsOf(&o.wire)
+	o.req.Off, o.req.Len, o.req.Data = int64(o.wire.Offset), int64(o.wire.Length), o.data
+	bytes := len(o.data)
+	if o.wire.Length == 0 && c.ranged {
+		o.done(&o.req) // the layer below knows no empty requests
+		return nil
+	}
+	s.vol.Submit(&o.req)
+	s.output.kick = true
+	if s.output.batch += bytes; s.output.batch >= maxBatch {
+		s.finishBatch() // the client shall have something to do meanwhile
+	}
+	return nil
+}
+
+// admit counts a request in, waiting while there are too many.
+func (s *session) admit() error {
+	limit := int64(s.server.cfg.SessionRequests)
+	if s.inflight.Load() >= limit {
+		if err := s.await(func() bool { return s.inflight.Load() < limit }); err != nil {
+			return err
+		}
+	}
+	s.inflight.Add(1)
+	return nil
+}
+
+func flagsOf(r *wire.Request) (f vdi.Flags) {
+	if r.Flags&wire.NBD_CMD_FLAG_FUA != 0 && commands[r.Type].writes {
+		f |= vdi.FlagFUA
+	}
+	if r.Flags&wire.NBD_CMD_FLAG_NO_HOLE != 0 {
+		f |= vdi.FlagNoHole
+	}
+	return f
+}
+
+// reply answers a request that is not carried out. It is counted like any other: a
+// client that sends nonsense and reads no answers shall not fill our memory.
+func (s *session) reply(r *wire.Request, why refusal) error {
+	if err := s.admit(); err != nil {
+		return err
+	}
+	s.output.claim(s)
+	s.stats.submitted(r)
+	o := s.newOp(r)
+	o.fail(why.errno, why.text)
+	s.output.put(s, o)
+	return nil
+}
+
+// done is the completion of req, on any goroutine.
+func (o *op) done(r *vdi.Request) {
+	s := o.s
+	if r.Err != nil {
+		s.failed(o, r.Err)
+	} else if o.wire.Type == wire.NBD_CMD_READ {
+		o.readReply()
+	} else {
+		n := s.headers.DoneSize()
+		s.headers.PutDone(o.head[:n], o.wire.Cookie, o.wire.Offset)
+		o.reply = append(o.reply, o.head[:n])
+	}
+	s.output.put(s, o)
+}
+
+// failed makes the reply to a request that failed below.
+func (s *session) failed(o *op, err error) {
+	errno := resultOf(err)
+	o.fail(errno, err.Error())
+	s.server.logFailure(s, o, errno, err)
+}
+
+func (o *op) fail(errno wire.Errno, text string) {
+	o.s.stats.errors.Add(1)
+	o.reply = append(o.reply[:0], o.s.headers.AppendErrorReply(o.head[:0], o.wire.Cookie, o.wire.Offset, errno, text))
+}
+
+// zeros is what long runs of zeros are compared with.
+var zeros [64 << 10]byte
+
+func isZero(p []byte) bool {
+	for len(p) > len(zeros) {
+		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
+			return false
+		}
+		p = p[len(zeros):]
+	}
+	return bytes.Equal(p, zeros[:len(p)])
+}
+
+// readReply makes the reply to a read. Zeros are sent as holes to who can read them:
+// comparing is many times quicker than sending, and ends at the first byte otherwise.
+func (o *op) readReply() {
+	h := o.s.headers
+	if h == wire.Simple {
+		o.dataReply()
+		return
+	}
+	n := len(o.data)
+	switch {
+	case n == 0: // a content chunk must describe at least one byte
+		k := h.ChunkSize()
+		h.PutChunk(o.head[:k], wire.NBD_REPLY_FLAG_DONE, wire.NBD_REPLY_TYPE_NONE, o.wire.Cookie, o.wire.Offset, 0)
+		o.reply = append(o.reply, o.head[:k])
+	case isZero(o.data):
+		k := h.HoleSize()
+		h.PutHole(o.head[:k], wire.NBD_REPLY_FLAG_DONE, o.wire.Cookie, o.wire.Offset, o.wire.Offset, uint32(n))
+		o.reply = append(o.reply, o.head[:k])
+	case n > chunkDataMax && o.wire.Flags&wire.NBD_CMD_FLAG_DF == 0:
+		o.mixedReply()
+	default:
+		o.dataReply()
+	}
+}
+
+func (o *op) dataReply() {
+	h := o.s.headers
+	k := h.ReadHeadSize()
+	if o.front != nil {
+		h.PutReadHead(o.front, wire.NBD_REPLY_FLAG_DONE, o.wire.Cookie, o.wire.Offset, o.wire.Offset, len(o.data))
+		o.reply = append(o.reply, o.front)
+		return
+	}
+	h.PutReadHead(o.head[:k], wire.NBD_REPLY_FLAG_DONE, o.wire.Cookie, o.wire.Offset, o.wire.Offset, len(o.data))
+	o.reply = append(o.reply, o.head[:k], o.data)
+}
+
+// holeGrain is the unit in which a long read is searched for holes, in bytes.
+const holeGrain = 64 << 10
+
+// mixedReply sends a long read as runs of data and holes.
+func (o *op) mixedReply() {
+	h := o.s.headers
+	var heads []byte                    // one piece, so that a fragmented reply costs few allocations
+	grains := len(o.data)/holeGrain + 2 // an unaligned read begins and ends within one
+	for from := 0; from < len(o.data); {
+		hole, to := o.run(from)
+		last := to == len(o.data)
+		if from == 0 && last {
+			o.dataReply()
+			return
+		}
+		if heads == nil {
+			heads = make([]byte, 0, grains*(h.HoleSize()+8))
+		}
+		var flags uint16
+		if last {
+			flags = wire.NBD_REPLY_FLAG_DONE
+		}
+		at := o.wire.Offset + uint64(from)
+		k := h.ReadHeadSize()
+		if hole {
+			k = h.HoleSize()
+		}
+		head := heads[len(heads) : len(heads)+k]
+		heads = heads[:len(heads)+k]
+		if hole {
+			h.PutHole(head, flags, o.wire.Cookie, o.wire.Offset, at, uint32(to-from))
+			o.reply = append(o.reply, head)
+		} else {
+			h.PutReadHead(head, flags, o.wire.Cookie, o.wire.Offset, at, to-from)
+			o.reply = append(o.reply, head, o.data[from:to])
+		}
+		from = to
+	}
+}
+
+// run returns where the run of zero or other grains that begins at from ends. Grains
+// are aligned in the export, not in the request.
+func (o *op) run(from int) (hole bool, to int) {
+	next := func(at int) int {
+		return min(len(o.data), at+holeGrain-int((o.wire.Offset+uint64(at))%holeGrain))
+	}
+	to = next(from)
+	hole = isZero(o.data[from:to])
+	for to < len(o.data) {
+		end := next(to)
+		if isZero(o.data[to:end]) != hole {
+			break
+		}
+		to = end
+	}
+	return hole, to
+}
+
+// maxZero is the longest trim or write-zeroes that is one request to the volume, in
+// bytes. Longer ones, which extended headers allow, go in pieces, so that the end of
+// the session ends them.
+const maxZero = 1 << 30
+
+// goSlow runs a command that has to wait on a goroutine of its own.
+func (s *session) goSlow(o *op, run func(*op, context.Context) error) error {
+	if err := s.admit(); err != nil {
+		o.free()
+		return err
+	}
+	s.stats.submitted(&o.wire)
+	s.finishBatch()
+	select {
+	case s.slow <- struct{}{}:
+	case <-s.taking.Done():
+		s.inflight.Add(-1)
+		o.free()
+		return errDraining
+	}
+	go func() {
+		if err := run(o, s.ctx); err != nil {
+			s.failed(o, err)
+		}
+		<-s.slow
+		s.output.put(s, o)
+	}()
+	return nil
+}
+
+// zeroPieces carries out a long trim or write-zeroes.
+func (o *op) zeroPieces(ctx context.Context) error {
+	completed := make(chan error, 1)
+	piece := vdi.Request{Op: commands[o.wire.Type].op, Flags: flagsOf(&o.wire), Done: func(r *vdi.Request) { completed <- r.Err }}
+	end := int64(o.wire.Offset + o.wire.Length)
+	for off := int64(o.wire.Offset); off < end; off += piece.Len {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		piece.Off, piece.Len = off, min(maxZero, end-off)
+		o.s.vol.Submit(&piece)
+		o.s.vol.Kick()
+		if err := <-completed; err != nil {
+			return err
+		}
+	}
+	n := o.s.headers.DoneSize()
+	o.s.headers.PutDone(o.head[:n], o.wire.Cookie, o.wire.Offset)
+	o.reply = append(o.reply, o.head[:n])
+	return nil
+}
