@@ -1,0 +1,212 @@
+package main
+
+import (
+	"fmt"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"sheepdog/frontends/admin/api"
+)
+
+var nodeGrid = grid[api.Node]{
+	{head: "Id", right: true, cell: func(n api.Node) string { return strconv.Itoa(n.ID) }, raw: "id", value: func(n api.Node) any { return n.ID }},
+	{head: "Name", cell: func(n api.Node) string { return n.Name }, raw: "name", value: func(n api.Node) any { return n.Name }},
+	{head: "Address", cell: func(n api.Node) string { return n.Address }, raw: "address", value: func(n api.Node) any { return n.Address }},
+	{head: "Zone", cell: func(n api.Node) string { return n.Zone }, raw: "zone", value: func(n api.Node) any { return n.Zone }},
+	{head: "State", cell: func(n api.Node) string { return n.State }, raw: "state", value: func(n api.Node) any { return n.State }},
+	{head: "Disks", right: true, cell: func(n api.Node) string { return strconv.Itoa(n.Disks) }, raw: "disks", value: func(n api.Node) any { return n.Disks }},
+	{head: "Weight", right: true, cell: func(n api.Node) string { return strconv.FormatUint(n.Weight, 10) }, raw: "weight", value: func(n api.Node) any { return n.Weight }},
+	{head: "Replicas", right: true, cell: func(n api.Node) string { return strconv.Itoa(n.Replicas) }, raw: "replicas", value: func(n api.Node) any { return n.Replicas }},
+	{head: "Primaries", right: true, cell: func(n api.Node) string { return strconv.Itoa(n.Primaries) }, raw: "primaries", value: func(n api.Node) any { return n.Primaries }},
+	{raw: "since", value: func(n api.Node) any { return n.Since }},
+}
+
+var statusGrid = grid[api.NodeStatus]{
+	{raw: "id", value: func(n api.NodeStatus) any { return n.ID }},
+	{raw: "size", value: func(n api.NodeStatus) any { return n.TotalBytes }},
+	{raw: "used", value: func(n api.NodeStatus) any { return n.UsedBytes }},
+	{raw: "free", value: func(n api.NodeStatus) any { return n.FreeBytes }},
+	{raw: "use_percent", value: func(n api.NodeStatus) any { return percent(n.UsedBytes, n.TotalBytes) }},
+	{raw: "ready", value: func(n api.NodeStatus) any { return n.Ready }},
+	{raw: "name", value: func(n api.NodeStatus) any { return n.Name }},
+}
+
+var diskGrid = grid[api.Disk]{
+	{head: "Path", cell: func(d api.Disk) string { return d.Path }, raw: "path", value: func(d api.Disk) any { return d.Path }},
+	{raw: "id", value: func(d api.Disk) any { return d.ID }},
+	{head: "State", cell: func(d api.Disk) string { return d.State }, raw: "state", value: func(d api.Disk) any { return d.State }},
+	{head: "Size", right: true, cell: func(d api.Disk) string { return human(d.TotalBytes) }, raw: "size", value: func(d api.Disk) any { return d.TotalBytes }},
+	{head: "Used", right: true, cell: func(d api.Disk) string { return human(d.UsedBytes) }, raw: "used", value: func(d api.Disk) any { return d.UsedBytes }},
+	{head: "Free", right: true, cell: func(d api.Disk) string { return human(d.FreeBytes) }, raw: "free", value: func(d api.Disk) any { return d.FreeBytes }},
+	{head: "Use%", right: true, cell: func(d api.Disk) string { return strconv.Itoa(percent(d.UsedBytes, d.TotalBytes)) + "%" }, raw: "use_percent",
+		value: func(d api.Disk) any { return percent(d.UsedBytes, d.TotalBytes) }},
+	{head: "Objects", right: true, cell: func(d api.Disk) string { return strconv.FormatInt(d.Objects, 10) }, raw: "objects", value: func(d api.Disk) any { return d.Objects }},
+	{head: "Log", right: true, cell: func(d api.Disk) string { return human(d.LogBytes) }, raw: "log", value: func(d api.Disk) any { return d.LogBytes }},
+	{head: "Scrub", right: true, cell: scrub, raw: "scrub_done", value: func(d api.Disk) any { return fmt.Sprintf("%.4f", d.Scrub.Done) }},
+	{raw: "scrub_last", value: func(d api.Disk) any { return d.Scrub.LastEnd }},
+	{head: "Corrupt", right: true, cell: func(d api.Disk) string { return strconv.Itoa(len(d.Corrupt)) }, raw: "corrupt", value: func(d api.Disk) any { return len(d.Corrupt) }},
+	{head: "Errors", right: true, cell: func(d api.Disk) string { return strconv.FormatUint(errorsOf(d), 10) }, raw: "errors", value: func(d api.Disk) any { return errorsOf(d) }},
+}
+
+func percent(part, whole int64) int {
+	if whole <= 0 {
+		return 0
+	}
+	return int(float64(part)/float64(whole)*100 + 0.5)
+}
+
+func scrub(d api.Disk) string {
+	switch {
+	case d.Scrub.Running:
+		return fmt.Sprintf("%.0f%%", d.Scrub.Done*100)
+	case d.Scrub.LastEnd != nil:
+		return "done"
+	}
+	return "-"
+}
+
+func errorsOf(d api.Disk) (n uint64) {
+	for _, x := range d.Errors {
+		n += x
+	}
+	return n
+}
+
+func (a *app) nodeCommands() *cobra.Command {
+	md := a.group("md", "The disks of this sheep", a.diskInfo())
+	log := a.group("log", "The log of this sheep", a.logLevel())
+	return a.group("node", "Show nodes and disks", a.nodeList(), a.nodeInfo(), md, log)
+}
+
+func (a *app) nodeList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the members of the cluster", Long: "List the members of the cluster.\n\n" + nodeGrid.rawHelp(), Args: exactly(0),
+		RunE: func(*cobra.Command, []string) error {
+			list, err := a.api.Nodes(a.ctx)
+			if err != nil {
+				return err
+			}
+			return showList(a, nodeGrid, list)
+		},
+	}
+}
+
+func (a *app) nodeInfo() *cobra.Command {
+	return &cobra.Command{
+		Use: "info", Short: "Show how this sheep is doing", Long: "Show how this sheep is doing.\n\n" + statusGrid.rawHelp(), Args: exactly(0),
+		RunE: func(*cobra.Command, []string) error {
+			n, err := a.api.Node(a.ctx)
+			if err != nil {
+				return err
+			}
+			return showOne(a, statusGrid, n, a.nodeFacts(n))
+		},
+	}
+}
+
+func (a *app) nodeFacts(n api.NodeStatus) facts {
+	var f facts
+	f.add("Node", n.Name)
+	f.add("Version", n.Version)
+	f.add("Started", a.when(n.Started))
+	f.add("Ready", map[bool]string{true: "yes", false: "no: " + a.ownName(n.Reason)}[n.Ready])
+	f.add("Space", fmt.Sprintf("%s used, %s free of %s (%d%%) on %s", human(n.UsedBytes), human(n.FreeBytes), human(n.TotalBytes), percent(n.UsedBytes, n.TotalBytes), disks(len(n.Disks))))
+	for _, d := range n.Disks {
+		if d.State != api.DiskOK {
+			f.add("Disk "+d.Path, strings.TrimSuffix(d.State+": "+d.Reason, ": "))
+		}
+	}
+	f.add("Sessions", strconv.Itoa(n.Sessions))
+	f.add("Deletions", fmt.Sprintf("%d to be freed, %d objects removed since the start", n.GC.Pending, n.GC.Deleted))
+	f.add("Collector", n.GC.LastError)
+	f.add("Log level", n.LogLevel)
+	return f
+}
+
+func disks(n int) string {
+	if n == 1 {
+		return "1 disk"
+	}
+	return strconv.Itoa(n) + " disks"
+}
+
+func (a *app) diskInfo() *cobra.Command {
+	return &cobra.Command{
+		Use: "info", Short: "Show the disks of this sheep",
+		Long: "Show the disks of this sheep, and which objects on them are known to be corrupt.\n\n" + diskGrid.rawHelp(), Args: exactly(0),
+		RunE: func(*cobra.Command, []string) error {
+			list, err := a.api.Disks(a.ctx)
+			if err != nil {
+				return err
+			}
+			if err := showList(a, diskGrid, list); err != nil || a.output != formatTable {
+				return err
+			}
+			return a.write(diskTroubles(list))
+		},
+	}
+}
+
+// diskTroubles says what a table has no room for.
+func diskTroubles(list []api.Disk) string {
+	var b strings.Builder
+	for _, d := range list {
+		if d.State != api.DiskOK && d.Reason != "" {
+			fmt.Fprintf(&b, "%s is %s: %s\n", printable(d.Path), d.State, printable(d.Reason))
+		}
+		for _, o := range d.Corrupt {
+			fmt.Fprintf(&b, "%s: object %s is corrupt in blocks %s\n", printable(d.Path), o.Object, numbers(o.Blocks))
+		}
+		kinds := make([]string, 0, len(d.Errors))
+		for k, n := range d.Errors {
+			if n > 0 {
+				kinds = append(kinds, fmt.Sprintf("%d × %s", n, k))
+			}
+		}
+		if sort.Strings(kinds); len(kinds) > 0 {
+			fmt.Fprintf(&b, "%s: errors since the start: %s\n", printable(d.Path), printable(strings.Join(kinds, ", ")))
+		}
+	}
+	return b.String()
+}
+
+func numbers(list []uint32) string {
+	text := make([]string, len(list))
+	for i, n := range list {
+		text[i] = strconv.FormatUint(uint64(n), 10)
+	}
+	return strings.Join(text, ", ")
+}
+
+var levelGrid = grid[api.LogLevel]{{raw: "level", value: func(l api.LogLevel) any { return l.Level }}}
+
+func (a *app) logLevel() *cobra.Command {
+	levels := []string{"debug", "info", "warn", "error"}
+	return &cobra.Command{
+		Use: "level [LEVEL]", Short: "Show or set the level of the log",
+		Long: "Show the level of the log, or set it until the sheep ends. Levels are debug, info, warn and error.\n\n" + levelGrid.rawHelp(),
+		Args: between(0, 1), ValidArgs: levels,
+		RunE: func(_ *cobra.Command, args []string) error {
+			level, err := a.setLevel(levels, args)
+			if err != nil {
+				return err
+			}
+			return done(a, levelGrid, level, "%s", level.Level)
+		},
+	}
+}
+
+func (a *app) setLevel(levels, args []string) (api.LogLevel, error) {
+	if len(args) == 0 {
+		return a.api.LogLevel(a.ctx)
+	}
+	for _, l := range levels {
+		if args[0] == l {
+			return a.api.SetLogLevel(a.ctx, l)
+		}
+	}
+	return api.LogLevel{}, usagef("there is no log level %q: %s are known", args[0], strings.Join(levels, ", "))
+}

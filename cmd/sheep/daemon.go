@@ -1,0 +1,351 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sheepdog/cluster"
+	"sheepdog/cluster/state"
+	"sheepdog/conf"
+	"sheepdog/frontends/admin"
+	"sheepdog/frontends/nbd"
+	"sheepdog/storage"
+	"sheepdog/storage/disk"
+	"sheepdog/storage/object"
+	"sheepdog/vdi"
+	"sheepdog/vdi/catalog"
+)
+
+// drainTimeout is how long clients may take to end their sessions when the daemon stops.
+const drainTimeout = 10 * time.Second
+
+// daemon is all layers of one sheep.
+type daemon struct {
+	conf  *conf.Config
+	opts  options
+	log   *slog.Logger
+	level *slog.LevelVar
+
+	nbdListeners []net.Listener
+	adminListen  net.Listener
+	peerListen   net.Listener // nil: the node is alone
+
+	store   *storage.Store // nil for a gateway
+	catalog *catalog.Machine
+	node    *cluster.Node
+	volumes *vdi.Service
+	nbd     *nbd.Server
+	admin   *admin.Server
+
+	shutdown context.CancelFunc
+	closers  []func() error // what is to be closed, in the order of its making
+}
+
+// serve runs a daemon until ctx ends and everything is closed again.
+func serve(ctx context.Context, c *conf.Config, o options, log *slog.Logger, level *slog.LevelVar) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	d := &daemon{conf: c, opts: o, log: log, level: level, shutdown: cancel}
+	defer func() {
+		slices.Reverse(d.closers)
+		for _, closer := range d.closers {
+			err = errors.Join(err, closer())
+		}
+	}()
+	for _, step := range []func(context.Context) error{d.listen, d.openStore, d.startNode, d.startVolumes, d.makeFrontends} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return d.run(ctx)
+}
+
+// listen takes the sockets first: if they are in use nothing else is touched, and
+// clients of a restarting sheep wait a moment instead of being refused.
+func (d *daemon) listen(ctx context.Context) error {
+	if a := d.conf.Listen.Peer; a != "" {
+		l, err := listenTCP(ctx, "listen.peer", a)
+		if err != nil {
+			return err
+		}
+		d.closeLater(l)
+		d.peerListen = l
+	}
+	if a := d.conf.Listen.NBD; a != "" {
+		l, err := listenTCP(ctx, "listen.nbd", a)
+		if err != nil {
+			return err
+		}
+		d.closeLater(l)
+		d.nbdListeners = append(d.nbdListeners, l)
+	}
+	if path := d.conf.NBD.Unix; path != "" {
+		l, err := listenUnix(ctx, "nbd.unix", path)
+		if err != nil {
+			return err
+		}
+		d.closeLater(l)
+		d.nbdListeners = append(d.nbdListeners, l)
+	}
+	if a := d.conf.Listen.Admin; a != "" {
+		l, err := listenTCP(ctx, "listen.admin", a)
+		if err != nil {
+			return err
+		}
+		d.closeLater(l)
+		d.adminListen = l
+	}
+	return nil
+}
+
+// closeLater closes a listener in the end, if the frontend has not done so.
+func (d *daemon) closeLater(l net.Listener) {
+	d.closers = append(d.closers, func() error {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+}
+
+func (d *daemon) openStore(context.Context) error {
+	if d.opts.standalone {
+		if err := os.MkdirAll(d.opts.data, 0o755); err != nil {
+			return fmt.Errorf("make --data directory: %w", err)
+		}
+	}
+	var disks []disk.FS
+	for _, path := range d.conf.Node.Disks {
+		fsys, err := disk.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%w: mount or make the directory, or change node.disks", err)
+		}
+		if err != nil {
+			return err
+		}
+		disks = append(disks, fsys)
+	}
+	if len(disks) == 0 {
+		return nil
+	}
+	s := d.conf.Storage
+	store, err := storage.Open(storage.Config{
+		Disks: disks, Node: d.conf.Node.Name, Logger: d.log,
+		LogLimit: s.LogLimit, SmallWrite: int(s.SmallWrite), Reserve: reserveOf(s), OpenObjects: s.OpenObjects, Workers: s.Workers,
+		Checkpoint: s.Checkpoint, ScrubRate: noneIfZero(s.ScrubRate), ScrubEvery: s.ScrubEvery,
+	})
+	if err != nil {
+		return err
+	}
+	d.store = store
+	d.closers = append(d.closers, store.Close)
+	return nil
+}
+
+// reserveOf puts the setting as storage.Config has it: 0 is its default, negative is none.
+func reserveOf(s conf.Storage) int64 {
+	if s.Reserve == conf.ReserveAuto {
+		return 0
+	}
+	return noneIfZero(s.Reserve)
+}
+
+func noneIfZero(n int64) int64 {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+func (d *daemon) startNode(ctx context.Context) error {
+	dir := d.conf.Node.StateDir
+	if err := os.MkdirAll(filepath.Clean(dir), 0o700); err != nil {
+		return fmt.Errorf("make node.state_dir: %w", err)
+	}
+	d.catalog = catalog.New()
+	c := cluster.Config{
+		Dir: dir, Name: d.conf.Node.Name, Address: d.conf.Node.Address, Zone: d.conf.Node.Zone,
+		Machines: map[string]cluster.Machine{vdi.Machine: d.catalog},
+		Generation: func(vid object.VID) uint64 {
+			v, _ := d.catalog.Get(vid)
+			return v.Generation
+		},
+		Delay: d.conf.Debug.StoreDelay, Logger: d.log,
+	}
+	if d.peerListen != nil {
+		c.Network = d.network()
+	}
+	if d.store != nil {
+		c.Store, c.Disks, c.DiskCluster = d.store, d.weights(), d.store.Cluster()
+		c.Adopt = func(id string) error { return d.store.SetIdentity(id, d.conf.Node.Name) }
+	}
+	node, err := cluster.Start(ctx, c)
+	if err != nil {
+		return err
+	}
+	d.node = node
+	d.closers = append(d.closers, node.Close)
+	if d.opts.standalone && !node.Formatted() {
+		if err := node.Format(ctx, cluster.FormatOptions{Name: "standalone", Copies: 1}); err != nil {
+			return err
+		}
+		d.log.Info("formatted a cluster of one with one copy of everything")
+	}
+	return nil
+}
+
+// network is what makes the node one of many.
+func (d *daemon) network() *cluster.Network {
+	c := d.conf.Cluster
+	w := &cluster.Network{
+		Listener: d.peerListen, GossipPort: portOf(d.conf.Listen.Gossip), SecretFile: c.SecretFile,
+		Multicast: c.Discovery == "mdns", IOTimeout: c.IOTimeout,
+	}
+	if c.Discovery != "none" {
+		w.Join = c.Join
+	}
+	return w
+}
+
+// portOf is the port of an address that conf has checked, if it is a number; else any.
+func portOf(address string) int {
+	_, p, err := net.SplitHostPort(address)
+	if err != nil {
+		return 0
+	}
+	n, err := net.LookupPort("tcp", p)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// weights are the disks' sizes in MiB.
+func (d *daemon) weights() []state.Disk {
+	var list []state.Disk
+	for _, s := range d.store.Status().Disks {
+		list = append(list, state.Disk{ID: s.ID, Path: s.Dir, Weight: max(1, s.TotalBytes>>20)})
+	}
+	return list
+}
+
+func (d *daemon) startVolumes(context.Context) error {
+	s, err := vdi.NewService(vdi.Config{
+		Objects: d.node, Log: d.node, Catalog: d.catalog, Node: d.conf.Node.Name, Incarnation: d.node.Incarnation,
+		DefaultPolicy: d.node.DefaultPolicy, DefaultSizeShift: d.node.DefaultSizeShift, PolicyOf: d.node.PolicyOf, CopiesOf: d.node.Copies,
+		Settled: func(ctx context.Context, _ catalog.Node, vid object.VID, generation uint64) error {
+			return d.node.Settled(ctx, vid, generation)
+		},
+		Leased: d.node.Leased, Leading: d.node.Leading, Logger: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	d.volumes = s
+	d.closers = append(d.closers, s.Close)
+	return nil
+}
+
+func (d *daemon) makeFrontends(context.Context) error {
+	if err := d.makeNBD(); err != nil {
+		return err
+	}
+	return d.makeAdmin()
+}
+
+func (d *daemon) makeNBD() (err error) {
+	c := d.conf.NBD
+	n := nbd.Config{
+		Volumes: &exports{d.volumes, d.catalog}, Logger: d.log, MaxConnections: c.MaxConnections,
+		MemoryLimit: c.Memory, SessionMemory: c.SessionMemory, TLSRequired: c.TLS.Enabled() && !c.TLSOptional,
+	}
+	if n.TLS, err = serverTLS("nbd.tls", c.TLS); err != nil {
+		return err
+	}
+	if n.Allow, err = prefixes(c.Allow); err != nil {
+		return err
+	}
+	d.nbd, err = nbd.New(n)
+	return err
+}
+
+func (d *daemon) makeAdmin() (err error) {
+	if d.adminListen == nil {
+		return nil
+	}
+	c := d.conf.Admin
+	a := admin.Config{
+		Volumes: d.volumes, Cluster: membership{d.node}, Disks: d.disks, Node: d.conf.Node.Name, Version: version,
+		Sessions: []admin.SessionSource{nbdSessions{d.nbd}}, Exports: d.exports, Metrics: d.metrics,
+		Level: d.level, Shutdown: d.shutdown, Insecure: d.conf.Insecure, Logger: d.log,
+	}
+	if a.TLS, err = serverTLS("admin.tls", c.TLS); err != nil {
+		return err
+	}
+	if a.Token, err = readToken(c.TokenFile); err != nil {
+		return err
+	}
+	d.admin, err = admin.New(a)
+	return err
+}
+
+// run serves until ctx ends or something fails, and returns when no client is left.
+func (d *daemon) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.node.Run(ctx) })
+	for _, l := range d.nbdListeners {
+		g.Go(func() error { return d.nbd.Serve(ctx, l) })
+	}
+	if d.admin != nil {
+		g.Go(func() error { return d.admin.Serve(ctx, d.adminListen) })
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		d.notify("STOPPING=1")
+		d.drain()
+		return nil
+	})
+	// The volumes' own work goes on until the last client has left.
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan error, 1)
+	go func() { done <- d.volumes.Run(background) }()
+
+	d.announce()
+	err := g.Wait()
+	stop()
+	return errors.Join(err, <-done)
+}
+
+// drain lets NBD clients finish; the admin frontend does so by itself.
+func (d *daemon) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if err := d.nbd.Shutdown(ctx); err != nil {
+		d.log.Warn("NBD clients did not finish in time and were cut off", "timeout", drainTimeout)
+	}
+}
+
+// announce says that the daemon is there, to people and to systemd.
+func (d *daemon) announce() {
+	args := []any{"version", version, "node", d.conf.Node.Name, "disks", len(d.conf.Node.Disks)}
+	for _, l := range d.nbdListeners {
+		args = append(args, "nbd", l.Addr().String())
+	}
+	if d.adminListen != nil {
+		args = append(args, "admin", d.adminListen.Addr().String())
+	}
+	d.log.Info("sheep is running", args...)
+	if err := d.node.Ready(); err != nil {
+		d.log.Warn("not serving volumes yet", "reason", err)
+	}
+	d.notify("READY=1")
+}
