@@ -1,0 +1,184 @@
+// Command bench measures sheep's NBD server beside nbdkit's file plugin and qemu-nbd: the same work on the same disk in the
+// same run, in alternating rounds, judged by the ratio of medians. Absolute figures of a shared machine say little; the
+// ratios hold. It prints a table and, on request, JSON.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	bin, disk, jsonPath, transport string
+	only                           *regexp.Regexp
+	servers                        []string
+	rounds                         int
+	runtime                        time.Duration
+	sizeMiB                        int
+}
+
+func main() {
+	var o options
+	only, servers, seconds := "", "", 0
+	flag.StringVar(&o.bin, "bin", "bin", "directory of sheep and dog")
+	flag.StringVar(&o.disk, "disk", "/var/tmp", "directory on the disk to measure on")
+	flag.StringVar(&o.jsonPath, "json", "", "also write the figures to this file")
+	flag.StringVar(&o.transport, "transport", "tcp", "tcp or unix")
+	flag.StringVar(&only, "only", "", "only the cases whose name matches this expression")
+	flag.StringVar(&servers, "servers", "sheep,nbdkit,qemu-nbd", "the servers to measure")
+	flag.IntVar(&o.rounds, "rounds", 3, "rounds; the figure is the median")
+	flag.IntVar(&seconds, "seconds", 3, "duration of one measurement")
+	flag.IntVar(&o.sizeMiB, "size", 1024, "size of the volume in MiB")
+	flag.Parse()
+	o.servers = strings.Split(servers, ",")
+	o.runtime = time.Duration(seconds) * time.Second
+	var err error
+	if o.only, err = regexp.Compile(only); err != nil || flag.NArg() > 0 || o.rounds < 1 || seconds < 1 || (o.transport != "tcp" && o.transport != "unix") {
+		flag.Usage()
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) error {
+	work, err := os.MkdirTemp(o.disk, "sheepdog-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	fmt.Printf("%d rounds of %v, volume of %d MiB over %s, on %s\n", o.rounds, o.runtime, o.sizeMiB, o.transport, work)
+	var figures []figure
+	for _, g := range groups {
+		if !g.wanted(o.only) {
+			continue
+		}
+		found, err := g.measure(ctx, o, filepath.Join(work, g.name))
+		if err != nil {
+			return fmt.Errorf("%s: %w", g.name, err)
+		}
+		figures = append(figures, found...)
+	}
+	printTable(figures)
+	if o.jsonPath == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(figures, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.jsonPath, append(b, '\n'), 0o644)
+}
+
+// group is a set of cases that run against the same servers.
+type group struct {
+	name  string
+	delay time.Duration // of every operation of the store
+	peers []string
+	cases []workload
+}
+
+func (g group) wanted(only *regexp.Regexp) bool {
+	for _, c := range g.cases {
+		if only.MatchString(c.name) {
+			return true
+		}
+	}
+	return false
+}
+
+func (g group) measure(ctx context.Context, o options, dir string) (found []figure, err error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	var servers []*server
+	defer func() {
+		for _, s := range servers {
+			s.stop()
+		}
+	}()
+	for _, kind := range append([]string{"sheep"}, g.peers...) {
+		if !slices.Contains(o.servers, kind) {
+			continue
+		}
+		s, err := startServer(ctx, kind, o, dir, g.delay)
+		if err != nil {
+			return nil, fmt.Errorf("start %s: %w", kind, err)
+		}
+		servers = append(servers, s)
+	}
+	for _, c := range g.cases {
+		if !o.only.MatchString(c.name) {
+			continue
+		}
+		fig := figure{Case: c.name, Unit: c.unit, Goal: c.goal, GoalAbsolute: c.goalAbsolute, Servers: map[string]*series{}}
+		for _, s := range servers {
+			fig.Servers[s.kind] = &series{}
+		}
+		for round := range o.rounds {
+			for i := range servers {
+				s := servers[(round+i)%len(servers)] // nobody is always first
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				settle(servers)
+				m, err := s.measure(ctx, c, o)
+				if err != nil {
+					return nil, fmt.Errorf("%s, %s: %w", c.name, s.kind, err)
+				}
+				fig.Servers[s.kind].add(m)
+			}
+		}
+		fmt.Println(fig.line())
+		found = append(found, fig)
+	}
+	return found, nil
+}
+
+// settle lets what the last measurement left behind come to rest: dirty pages, checkpoints.
+func settle(servers []*server) {
+	syscall.Sync()
+	for range 40 {
+		before := cpuOf(servers)
+		time.Sleep(50 * time.Millisecond)
+		if cpuOf(servers)-before <= 10*time.Millisecond {
+			return
+		}
+	}
+}
+
+func cpuOf(servers []*server) (total time.Duration) {
+	for _, s := range servers {
+		total += s.cpu()
+	}
+	return total
+}
+
+func printTable(figures []figure) {
+	if len(figures) == 0 {
+		fmt.Println("no case matches")
+		return
+	}
+	fmt.Printf("\n%-22s %-5s %26s %26s %10s  %-14s %s\n", "", "", "nbdkit", "qemu-nbd", "", "server CPU, µs", "resident, MiB")
+	fmt.Printf("%-22s %-5s %9s %9s %6s %9s %6s %10s  %-14s %s\n", "work", "unit", "sheep", "figure", "ratio", "figure", "ratio", "goal", "per operation", "")
+	fmt.Println(strings.Repeat("-", 118))
+	for _, f := range figures {
+		fmt.Println(f.row())
+	}
+	fmt.Println("\nratio: sheep's figure to the peer's, more is better; CPU and memory in the order sheep/nbdkit/qemu-nbd")
+}

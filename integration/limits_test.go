@@ -1,0 +1,99 @@
+package integration
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"sheepdog/integration/client"
+	"sheepdog/integration/rig"
+)
+
+// Volumes are thin: a new one of a terabyte, or of 64, costs next to nothing.
+func TestThinVolumes(t *testing.T) {
+	s := rig.Start(t, rig.Options{})
+	s.Dog("vdi", "create", "warm", "1G")
+	before := rig.DiskUsage(t, s.Disks[0])
+	best := time.Hour
+	for i := range 5 {
+		began := time.Now()
+		s.Dog("vdi", "create", fmt.Sprint("thin", i), "1T")
+		best = min(best, time.Since(began)) // includes starting dog
+	}
+	t.Logf("create of 1 TiB: %v with dog's start, %d bytes each", best, (rig.DiskUsage(t, s.Disks[0])-before)/5)
+	if best > 50*time.Millisecond {
+		t.Errorf("creating 1 TiB took %v, want under 50 ms", best)
+	}
+	if used := rig.DiskUsage(t, s.Disks[0]) - before; used > 5<<20 {
+		t.Errorf("five thin volumes take %d bytes, want under 1 MiB each", used)
+	}
+	s.Dog("vdi", "create", "huge", "64T")
+	p := rig.Random(1, 70_000)
+	const off = 64<<40 - 70_000
+	mustWrite(t, s, "huge", off, p)
+	mustRead(t, s, "huge", off, p)
+	mustRead(t, s, "huge", 17<<40, make([]byte, 4096))
+}
+
+// A snapshot of a volume of 256 GiB, one block written in every object, takes under 200 ms, and so does a
+// clone; and the daemon is back in under 2 s with all those objects.
+func TestSnapshotOfLargeVolume(t *testing.T) {
+	s := rig.Start(t, rig.Options{})
+	s.Dog("vdi", "create", "vm", "256G")
+	c := s.Dial("vm")
+	const objects = 256 << 30 / (4 << 20)
+	p := rig.Random(1, 4096)
+	window := make(chan (<-chan error), 64)
+	failed := make(chan error, 1)
+	go func() {
+		defer close(failed)
+		for r := range window {
+			if err := <-r; err != nil {
+				select {
+				case failed <- err:
+				default: // the first one is enough
+				}
+			}
+		}
+	}()
+	began := time.Now()
+	for i := range uint64(objects) {
+		window <- c.Start(client.CmdWrite, 0, i<<22, 4096, p)
+	}
+	close(window)
+	for err := range failed {
+		t.Fatal(err)
+	}
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d objects made in %v", objects, time.Since(began))
+	best := time.Hour
+	for i := range 5 {
+		p = rig.Random(uint64(i), 4096)
+		mustWrite(t, s, "vm", uint64(i)<<22, p)
+		began = time.Now()
+		s.Dog("vdi", "snapshot", "vm", "-s", fmt.Sprint("s", i))
+		took := time.Since(began)
+		t.Logf("snapshot: %v with dog's start", took)
+		best = min(best, took)
+	}
+	if best > 200*time.Millisecond {
+		t.Errorf("the quickest of five snapshots took %v, want under 200 ms", best)
+	}
+	began = time.Now()
+	s.Dog("vdi", "clone", "vm", "copy", "-s", "s4")
+	t.Logf("clone: %v with dog's start", time.Since(began))
+	s.Kill()
+	took := s.Start()
+	t.Logf("restart after a crash with %d objects: %v", objects, took)
+	if took > 2*time.Second {
+		t.Errorf("restart took %v, want under 2 s", took)
+	}
+	s.Stop()
+	if took = s.Start(); took > 2*time.Second {
+		t.Errorf("restart after a clean stop took %v, want under 2 s", took)
+	}
+	mustRead(t, s, "vm", 4<<22, p)
+	mustRead(t, s, "copy", 4<<22, p)
+}

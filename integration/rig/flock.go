@@ -1,0 +1,215 @@
+package rig
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// flocks counts the clusters of this test process: each has a loopback network of its own.
+var flocks atomic.Int32
+
+// freeNetwork finds a number N so that 127.0.N.0/24 is likely nobody else's: where to begin follows
+// from the process id, since several test processes may run at once.
+func freeNetwork(t testing.TB) int {
+	t.Helper()
+	for range 200 {
+		n := 20 + (os.Getpid()*7+int(flocks.Add(1)))%200
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.%d.1:7001", n)); err == nil {
+			l.Close()
+			return n
+		}
+	}
+	t.Fatal("no loopback network is free")
+	return 0
+}
+
+// Flock is a cluster of several daemons, each on a loopback address of its own with the usual ports.
+type Flock struct {
+	Nodes []*Sheep
+
+	t   testing.TB
+	dir string
+}
+
+// Member is a node as the cluster shows it.
+type Member struct {
+	Name        string
+	State       string
+	Incarnation uint64
+	Primaries   int
+	Replicas    int
+}
+
+// info is the state of the cluster as a node shows it.
+type info struct {
+	Leader   bool
+	Policies []struct{ Partitions, Degraded, Unavailable, Recovering int }
+}
+
+// NewFlock starts n daemons, formats them with so many copies and waits until all replicas are there.
+func NewFlock(t testing.TB, n, copies int) *Flock {
+	t.Helper()
+	f := &Flock{t: t, dir: t.TempDir()}
+	if err := os.WriteFile(filepath.Join(f.dir, "secret"), []byte("the secret of the flock under test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	network := freeNetwork(t)
+	for i := range n {
+		f.Nodes = append(f.Nodes, f.node(network, i+1))
+	}
+	for _, s := range f.Nodes {
+		s.Launch()
+	}
+	for _, s := range f.Nodes {
+		if err := s.waitReady(); err != nil {
+			t.Fatalf("sheep did not become ready: %v\n%s", err, s.Log())
+		}
+	}
+	f.Nodes[0].Dog("cluster", "format", "-c", strconv.Itoa(copies))
+	f.WaitWhole(time.Minute)
+	return f
+}
+
+func (f *Flock) node(network, number int) *Sheep {
+	f.t.Helper()
+	name := "n" + strconv.Itoa(number)
+	s := &Sheep{
+		t: f.t, NBDPort: 10809, AdminPort: 7003, address: fmt.Sprintf("127.0.%d.%d", network, number),
+		Disks:  []string{filepath.Join(f.dir, name)},
+		config: filepath.Join(f.dir, name+".yaml"), logPath: filepath.Join(f.dir, name+".log"),
+	}
+	if err := os.Mkdir(s.Disks[0], 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\ncluster:\n  join: [127.0.%[4]d.1, 127.0.%[4]d.2]\n  secret_file: %s\n",
+		name, s.address, s.Disks[0], network, filepath.Join(f.dir, "secret"))
+	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(s.cleanup)
+	return s
+}
+
+// Host is the address the daemon listens on.
+func (s *Sheep) Host() string { return s.host() }
+
+// Freeze stops the daemon's process as if it hung, until Thaw.
+func (s *Sheep) Freeze() { s.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Thaw lets a daemon go on that was frozen.
+func (s *Sheep) Thaw() { s.cmd.Process.Signal(syscall.SIGCONT) }
+
+// ask asks a node with -o json; false if it does not answer in time.
+func (f *Flock) ask(s *Sheep, v any, what ...string) bool {
+	r := s.DogRun(append([]string{"--timeout", "2s", "-o", "json"}, what...)...)
+	return r.Code == 0 && json.Unmarshal([]byte(r.Stdout), v) == nil
+}
+
+// Members are the nodes as s knows them, by name.
+func (f *Flock) Members(s *Sheep) map[string]Member {
+	var list []Member
+	f.ask(s, &list, "node", "list")
+	m := map[string]Member{}
+	for _, x := range list {
+		m[x.Name] = x
+	}
+	return m
+}
+
+// Leader is the index of the node that leads the log, waiting for one to do so.
+func (f *Flock) Leader() int {
+	f.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		for i, s := range f.Nodes {
+			var c info
+			if s.Running() && f.ask(s, &c, "cluster", "info") && c.Leader {
+				return i
+			}
+		}
+	}
+	f.t.Fatal("no node leads")
+	return 0
+}
+
+// Busiest is the index of the node that is primary of the most partitions.
+func (f *Flock) Busiest() int {
+	best, most := 0, -1
+	members := f.Members(f.Nodes[0])
+	for i := range f.Nodes {
+		if m := members["n"+strconv.Itoa(i+1)]; m.Primaries > most {
+			best, most = i, m.Primaries
+		}
+	}
+	return best
+}
+
+// whole says what is missing until every node sees all nodes up and all partitions with all members.
+func (f *Flock) whole() string {
+	for _, s := range f.Nodes {
+		var c info
+		if !f.ask(s, &c, "cluster", "info") || len(c.Policies) == 0 {
+			return s.address + " does not answer"
+		}
+		for _, p := range c.Policies {
+			if p.Degraded+p.Unavailable+p.Recovering > 0 {
+				return fmt.Sprintf("%s: %+v", s.address, p)
+			}
+		}
+		up := 0
+		for _, m := range f.Members(s) {
+			if m.State == "up" {
+				up++
+			}
+		}
+		if up != len(f.Nodes) {
+			return fmt.Sprintf("%s sees %d nodes up", s.address, up)
+		}
+	}
+	return ""
+}
+
+// WaitWhole waits until every node sees all nodes up and all partitions with all members.
+func (f *Flock) WaitWhole(limit time.Duration) time.Duration {
+	f.t.Helper()
+	began, last := time.Now(), ""
+	for time.Since(began) < limit {
+		if last = f.whole(); last == "" {
+			return time.Since(began)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	f.t.Fatalf("not whole after %v: %s", limit, last)
+	return 0
+}
+
+// Back starts nodes that were ended, and waits until the cluster has taken note and is whole.
+func (f *Flock) Back(limit time.Duration, nodes ...int) time.Duration {
+	f.t.Helper()
+	began := time.Now()
+	before := make([]int, len(nodes))
+	for k, i := range nodes {
+		before[k] = strings.Count(f.Nodes[i].Log(), runningMessage)
+		f.Nodes[i].Launch()
+	}
+	for k, i := range nodes {
+		if err := f.Nodes[i].waitReady(); err != nil {
+			f.t.Fatalf("sheep did not come back: %v\n%s", err, f.Nodes[i].Log())
+		}
+		if strings.Count(f.Nodes[i].Log(), runningMessage) <= before[k] {
+			f.t.Fatalf("n%d answers without having started anew", i+1)
+		}
+	}
+	f.WaitWhole(limit)
+	return time.Since(began)
+}
+
+const runningMessage = "sheep is running"
