@@ -41,7 +41,4 @@
 //	receive.go      from the socket to requests
 //	commands.go     which requests are allowed; errors.go: how failures are answered
 //	op.go           from requests to the volume and to replies; status.go: block status
-//	output.go       from replies to the socket
-//	memory.go       buffers and budgets
-//	link*.go        system calls
 package nbd

@@ -62,7 +62,6 @@ func optionResultOf(err error) uint32 {
 
 // Why a session ends by our doing.
 var (
-	errDraining  = errors.New("server is shutting down")
 	errProtocol  = errors.New("client violated the protocol")
 	errAborted   = errors.New("client aborted the negotiation")
 	errBackwards = errors.New("client does not speak fixed newstyle")

@@ -10,6 +10,7 @@ import (
 	"net"
 	"time"
 
+	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/nbd/internal/wire"
 )
 
@@ -62,7 +63,7 @@ func (n *negotiation) run(ctx context.Context) error {
 	for range maxOptions {
 		if ctx.Err() != nil {
 			n.refuseShutdown()
-			return errDraining
+			return stream.ErrStopped
 		}
 		done, err := n.option(ctx)
 		if err != nil {
@@ -214,7 +215,7 @@ func (n *negotiation) refuseShutdown() {
 		return
 	}
 	if h, err := wire.ParseOptionHeader(b[:]); err == nil && h.Option != wire.NBD_OPT_EXPORT_NAME {
-		if err := n.fail(h.Option, wire.NBD_REP_ERR_SHUTDOWN, errDraining.Error()); err != nil {
+		if err := n.fail(h.Option, wire.NBD_REP_ERR_SHUTDOWN, stream.ErrStopped.Error()); err != nil {
 			n.log.Debug("client left during shutdown", "err", err)
 		}
 	}

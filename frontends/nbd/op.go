@@ -5,8 +5,8 @@ import (
 	"context"
 	"io"
 	"sync"
-	"sync/atomic"
 
+	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/nbd/internal/wire"
 	"sheepdog/vdi"
 )
@@ -14,17 +14,17 @@ import (
 // op is a request in flight, from its header to its reply's last byte. It is pooled,
 // and carries the request to the volume, so that a request costs no allocation.
 type op struct {
+	stream.Queued
 	req  vdi.Request
 	wire wire.Request
 	s    *session
-	next *op // in the queue of replies
 
 	data  []byte // payload of a write, or where a read's data goes
 	front []byte // a read's place in the arena: head and data
 
-	in, out *chunk // pinned by data and front
-	long    *large // else what data lies in
-	cost    int64  // bytes charged to the budgets
+	in, out *stream.Chunk // pinned by data and front
+	long    *stream.Large // else what data lies in
+	cost    int64         // bytes charged to the budgets
 
 	reply [][]byte // what is sent
 	parts [4][]byte
@@ -48,86 +48,44 @@ func (s *session) newOp(r *wire.Request) *op {
 // newLongOp makes an op whose data lies in a buffer of its own; it may wait for memory.
 func (s *session) newLongOp(r *wire.Request) (*op, error) {
 	n := int(r.Length)
-	cost := int64(largeClass(n))
-	if err := s.chargePayload(cost); err != nil {
+	cost := int64(stream.LargeCost(n))
+	if err := s.stream.Charge(cost); err != nil {
 		return nil, err
 	}
 	o := s.newOp(r)
 	o.cost = cost
-	o.long = newLarge(n)
-	o.data = o.long.b[:n]
+	o.long = stream.NewLarge(n)
+	o.data = o.long.Bytes()[:n]
 	return o, nil
 }
+
+// Render implements stream.Item.
+func (o *op) Render() [][]byte { return o.reply }
+
+// Sent implements stream.Item.
+func (o *op) Sent() { o.free() }
 
 // free gives back all that the op holds. Its owner is who sent the reply, or who
 // made it if it was never submitted.
 func (o *op) free() {
 	if o.in != nil {
-		o.in.unref()
+		o.in.Unref()
 	}
 	if o.out != nil {
-		o.out.unref()
+		o.out.Unref()
 	}
 	if o.long != nil {
-		o.long.free()
+		o.long.Free()
 	}
 	if o.cost != 0 {
-		o.s.uncharge(o.cost)
+		o.s.stream.Uncharge(o.cost)
 	}
-	o.s, o.next, o.data, o.front, o.in, o.out, o.long, o.cost, o.ids = nil, nil, nil, nil, nil, nil, nil, 0, nil
+	o.s, o.data, o.front, o.in, o.out, o.long, o.cost, o.ids = nil, nil, nil, nil, nil, nil, 0, nil
 	o.req.Data, o.req.Err = nil, nil
 	clear(o.reply)
 	o.reply = nil
 	clear(o.parts[:])
 	ops.Put(o)
-}
-
-// arena is where short reads put their data, each behind the head of its reply, so
-// that the replies of a batch lie one after another and leave as one piece.
-// The reader alone uses it.
-type arena struct {
-	chunk *chunk // nil while idle
-	slot  atomic.Bool
-	pos   int
-	big   bool
-	calm  int
-}
-
-func (a *arena) release() {
-	if a.chunk != nil {
-		a.chunk.unref()
-		a.chunk = nil
-	}
-}
-
-// place returns n bytes of the arena; nil if there is no memory for it.
-func (s *session) place(n int) []byte {
-	a := &s.arena
-	if a.chunk != nil && a.chunk.refs.Load() == 1 {
-		a.pos = 0
-		if a.calm++; a.calm > calmAfter {
-			a.big = false
-		}
-	}
-	if a.chunk == nil || len(a.chunk.b)-a.pos < n {
-		if a.chunk != nil || n > smallChunk {
-			a.big, a.calm = true, 0
-		}
-		a.release()
-		a.pos = 0
-		c := s.tryChunk(&a.slot, a.big)
-		if c == nil {
-			return nil
-		}
-		if len(c.b) < n {
-			c.unref()
-			return nil
-		}
-		a.chunk = c
-	}
-	p := a.chunk.b[a.pos : a.pos+n]
-	a.pos += n
-	return p
 }
 
 // take carries out a request whose payload, if any, is in the receive buffer.
@@ -148,8 +106,7 @@ func (s *session) take(r *wire.Request, payload []byte) error {
 		o := s.newOp(r)
 		o.data = payload
 		if len(payload) > 0 {
-			o.in = s.requests.chunk
-			o.in.refs.Add(1)
+			o.in = s.stream.Pin()
 		}
 		return s.submit(o)
 	case wire.NBD_CMD_TRIM, wire.NBD_CMD_WRITE_ZEROES:
@@ -166,12 +123,11 @@ func (s *session) take(r *wire.Request, payload []byte) error {
 func (s *session) takeRead(r *wire.Request) error {
 	head := s.headers.ReadHeadSize()
 	n := int(r.Length)
-	if n <= chunkDataMax {
-		if front := s.place(head + n); front != nil {
+	if n <= stream.ChunkDataMax {
+		if front, in := s.stream.Place(head + n); front != nil {
 			o := s.newOp(r)
 			o.front, o.data = front, front[head:]
-			o.out = s.arena.chunk
-			o.out.refs.Add(1)
+			o.out = in
 			return s.submit(o)
 		}
 	}
@@ -188,7 +144,7 @@ func (s *session) submit(o *op) error {
 		o.free()
 		return err
 	}
-	s.output.claim(s)
+	s.stream.Claim()
 	s.stats.submitted(&o.wire)
 	c := &commands[o.wire.Type]
 	o.req.Op, o.req.Flags = c.op, flagsOf(&o.wire)
@@ -199,24 +155,12 @@ func (s *session) submit(o *op) error {
 		return nil
 	}
 	s.vol.Submit(&o.req)
-	s.output.kick = true
-	if s.output.batch += bytes; s.output.batch >= maxBatch {
-		s.finishBatch() // the client shall have something to do meanwhile
-	}
+	s.stream.Submitted(bytes)
 	return nil
 }
 
 // admit counts a request in, waiting while there are too many.
-func (s *session) admit() error {
-	limit := int64(s.server.cfg.SessionRequests)
-	if s.inflight.Load() >= limit {
-		if err := s.await(func() bool { return s.inflight.Load() < limit }); err != nil {
-			return err
-		}
-	}
-	s.inflight.Add(1)
-	return nil
-}
+func (s *session) admit() error { return s.stream.Admit(s.server.cfg.SessionRequests) }
 
 func flagsOf(r *wire.Request) (f vdi.Flags) {
 	if r.Flags&wire.NBD_CMD_FLAG_FUA != 0 && commands[r.Type].writes {
@@ -234,11 +178,11 @@ func (s *session) reply(r *wire.Request, why refusal) error {
 	if err := s.admit(); err != nil {
 		return err
 	}
-	s.output.claim(s)
+	s.stream.Claim()
 	s.stats.submitted(r)
 	o := s.newOp(r)
 	o.fail(why.errno, why.text)
-	s.output.put(s, o)
+	s.stream.Put(o)
 	return nil
 }
 
@@ -254,7 +198,7 @@ func (o *op) done(r *vdi.Request) {
 		s.headers.PutDone(o.head[:n], o.wire.Cookie, o.wire.Offset)
 		o.reply = append(o.reply, o.head[:n])
 	}
-	s.output.put(s, o)
+	s.stream.Put(o)
 }
 
 // failed makes the reply to a request that failed below.
@@ -300,7 +244,7 @@ func (o *op) readReply() {
 		k := h.HoleSize()
 		h.PutHole(o.head[:k], wire.NBD_REPLY_FLAG_DONE, o.wire.Cookie, o.wire.Offset, o.wire.Offset, uint32(n))
 		o.reply = append(o.reply, o.head[:k])
-	case n > chunkDataMax && o.wire.Flags&wire.NBD_CMD_FLAG_DF == 0:
+	case n > stream.ChunkDataMax && o.wire.Flags&wire.NBD_CMD_FLAG_DF == 0:
 		o.mixedReply()
 	default:
 		o.dataReply()
@@ -389,20 +333,20 @@ func (s *session) goSlow(o *op, run func(*op, context.Context) error) error {
 		return err
 	}
 	s.stats.submitted(&o.wire)
-	s.finishBatch()
+	s.stream.FinishBatch()
 	select {
 	case s.slow <- struct{}{}:
-	case <-s.taking.Done():
-		s.inflight.Add(-1)
-		o.free()
-		return errDraining
+	case <-s.stream.Stopped():
+		o.reply = nil
+		s.stream.Put(o) // it was counted in
+		return stream.ErrStopped
 	}
 	go func() {
 		if err := run(o, s.ctx); err != nil {
 			s.failed(o, err)
 		}
 		<-s.slow
-		s.output.put(s, o)
+		s.stream.Put(o)
 	}()
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/nbd/internal/wire"
 )
 
@@ -94,7 +95,7 @@ func (c *Config) validate() error {
 type Server struct {
 	cfg    Config
 	log    *slog.Logger
-	budget *budget
+	budget *stream.Budget
 
 	ctx    context.Context // of handshakes: ends with Shutdown
 	cancel context.CancelFunc
@@ -123,7 +124,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]*session{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.budget = newBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), s.evictStalled)
+	s.budget = stream.NewBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), s.evictStalled)
 	return s, nil
 }
 
@@ -325,14 +326,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // evictStalled ends sessions whose clients hold memory that others wait for.
 func (s *Server) evictStalled() {
-	limit := time.Now().Add(-s.cfg.StallTimeout).UnixNano()
-	stalled := func(since int64) bool { return since != 0 && since < limit }
+	since := time.Now().Add(-s.cfg.StallTimeout)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for conn, c := range s.conns {
-		if c != nil && c.held.Load() > 0 && (stalled(c.output.blockedSince.Load()) || stalled(c.fillSince.Load())) {
+		if c != nil && c.stream.Stalled(since) {
 			s.evicted.Add(1)
-			c.log.Warn("session is ended", "reason", errStalled, "bytes", c.held.Load())
+			c.log.Warn("session is ended", "reason", errStalled, "bytes", c.stream.Held())
 			conn.Close()
 		}
 	}
@@ -357,7 +357,7 @@ func (s *Server) Counters() Counters {
 	var sum counters
 	c := Counters{
 		Accepted: s.accepted.Load(), NotAllowed: s.refused.Load(), TooMany: s.tooMany.Load(), Failed: s.failed.Load(), Evicted: s.evicted.Load(),
-		BufferBytes: s.budget.inUse(), MemoryLimit: s.cfg.MemoryLimit, MaxConnections: s.cfg.MaxConnections,
+		BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit, MaxConnections: s.cfg.MaxConnections,
 	}
 	s.mu.Lock()
 	sum.add(&s.past)
@@ -366,7 +366,7 @@ func (s *Server) Counters() Counters {
 		if n != nil {
 			sum.add(n.stats)
 			c.Sessions++
-			c.InFlight += n.inflight.Load()
+			c.InFlight += n.stream.InFlight()
 		}
 	}
 	s.mu.Unlock()

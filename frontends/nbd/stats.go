@@ -101,6 +101,6 @@ func (s *session) snapshot() SessionInfo {
 	i := s.info
 	i.Requests = s.stats.byCommand()
 	i.Errors, i.ReadBytes, i.WrittenBytes = s.stats.errors.Load(), s.stats.readBytes.Load(), s.stats.sentBytes.Load()
-	i.InFlight, i.BufferBytes = s.inflight.Load(), s.held.Load()
+	i.InFlight, i.BufferBytes = s.stream.InFlight(), s.stream.Held()
 	return i
 }

@@ -43,7 +43,7 @@ func (s *session) takeStatus(r *wire.Request, payload []byte) error {
 		}
 	}
 	cost := int64(statusCost * len(ids))
-	if err := s.chargePayload(cost); err != nil {
+	if err := s.stream.Charge(cost); err != nil {
 		return err
 	}
 	o := s.newOp(r)

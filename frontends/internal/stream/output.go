@@ -1,4 +1,4 @@
-package nbd
+package stream
 
 import (
 	"sync"
@@ -6,31 +6,47 @@ import (
 	"time"
 )
 
-// output is the queue of replies and the right to send them. At any time at most one
+// Item is something to be sent. It embeds Queued, and is in one queue at a time.
+type Item interface {
+	// Render returns what is sent, in pieces; none, if nothing is. It is called once, and
+	// for one item at a time, in the order of sending; it must not block. The pieces stay
+	// as they are until Sent.
+	Render() [][]byte
+	// Sent frees the item. It is called once, whether or not sending succeeded.
+	Sent()
+	queued() *Queued
+}
+
+// Queued makes a type that embeds it fit for the queue.
+type Queued struct{ next Item }
+
+func (q *Queued) queued() *Queued { return q }
+
+// output is the queue of items and the right to send them. At any time at most one
 // goroutine owns it: the reader, from the first request of a batch on until it has
 // sent what completed meanwhile; or the sender goroutine, which is woken by whoever
-// completes a request while nobody owns the output, and by a reader that finds the
+// puts an item while nobody owns the output, and by a reader that finds the
 // socket full. The owner sends until the queue is empty; nobody else wakes anybody.
 type output struct {
 	mu         sync.Mutex
-	head, tail *op  // replies to be sent
+	head, tail Item // to be sent
 	owned      bool // somebody owns the output
-	waiting    bool // the reader waits for replies to be sent
+	waiting    bool // the reader waits for items to be sent
 	space      chan struct{}
 
 	wake chan struct{} // passes the ownership to the sender
 
 	// The reader's.
 	claimed bool // it is the owner
-	kick    bool // something was submitted since the last Kick
+	kick    bool // something was submitted since the last kick
 	batch   int  // bytes submitted since
 
 	// The owner's.
-	taken   *op // off the queue, not yet in vec
-	sending *op // in vec
+	taken   Item // off the queue, not yet in vec
+	sending Item // in vec
 	vec     [][]byte
 	all     [][]byte // vec's array from its start
-	broken  error    // sending failed: replies are dropped from then on
+	broken  error    // sending failed: items are dropped from then on
 
 	blockedSince atomic.Int64 // when sending began to wait, as UnixNano; 0 if it does not
 }
@@ -48,8 +64,10 @@ func (q *output) init() {
 	q.wake = make(chan struct{}, 1)
 }
 
-// claim makes the reader the owner if there is none.
-func (q *output) claim(s *session) {
+// Claim makes the reader the owner of the output if there is none, so that what
+// completes until FinishBatch is sent together.
+func (s *Stream) Claim() {
+	q := &s.output
 	if q.claimed {
 		return
 	}
@@ -60,15 +78,16 @@ func (q *output) claim(s *session) {
 	q.mu.Unlock()
 }
 
-// put queues a reply, on any goroutine.
-func (q *output) put(s *session, o *op) {
+// Put queues an item, which was counted in. From any goroutine.
+func (s *Stream) Put(i Item) {
+	q := &s.output
 	q.mu.Lock()
 	if q.tail == nil {
-		q.head = o
+		q.head = i
 	} else {
-		q.tail.next = o
+		q.tail.queued().next = i
 	}
-	q.tail = o
+	q.tail = i
 	wake := !q.owned
 	if wake {
 		q.owned = true
@@ -79,13 +98,23 @@ func (q *output) put(s *session, o *op) {
 	}
 }
 
-// finishBatch carries out what was submitted, and sends what has completed. The
+// Submitted says that a request was submitted that moves n bytes: the next kick
+// carries it out, which may be now.
+func (s *Stream) Submitted(n int) {
+	q := &s.output
+	q.kick = true
+	if q.batch += n; q.batch >= maxBatch {
+		s.FinishBatch() // the client shall have something to do meanwhile
+	}
+}
+
+// FinishBatch carries out what was submitted, and sends what has completed. The
 // reader calls it before anything that may wait.
-func (s *session) finishBatch() {
+func (s *Stream) FinishBatch() {
 	q := &s.output
 	if q.kick {
 		q.kick = false
-		s.vol.Kick()
+		s.kick()
 	}
 	q.batch = 0
 	if q.claimed {
@@ -95,19 +124,22 @@ func (s *session) finishBatch() {
 }
 
 // sendLoop is the sender goroutine.
-func (s *session) sendLoop() {
+func (s *Stream) sendLoop() {
 	for range s.output.wake {
 		s.send(true)
 	}
 }
 
-// send sends replies until there are none and gives the ownership up. If it may not
+// send sends items until there are none and gives the ownership up. If it may not
 // wait and the socket is full, it passes the ownership to the sender.
-func (s *session) send(wait bool) {
+func (s *Stream) send(wait bool) {
 	q := &s.output
 	for {
-		if len(q.vec) == 0 && !s.nextReplies() {
-			return
+		if len(q.vec) == 0 {
+			if !s.nextItems() {
+				return
+			}
+			continue // they may have nothing to send
 		}
 		n, err := 0, q.broken
 		if err == nil {
@@ -125,7 +157,7 @@ func (s *session) send(wait bool) {
 	}
 }
 
-func (s *session) sendSome(wait bool) (int, error) {
+func (s *Stream) sendSome(wait bool) (int, error) {
 	q := &s.output
 	if !wait {
 		return s.link.trySend(q.vec)
@@ -136,9 +168,9 @@ func (s *session) sendSome(wait bool) (int, error) {
 	return n, err
 }
 
-// breakOutput drops this and all further replies: the client cannot be reached. The
+// breakOutput drops this and all further items: the client cannot be reached. The
 // reader finds out by itself, or is told by the closed connection.
-func (s *session) breakOutput(err error) {
+func (s *Stream) breakOutput(err error) {
 	q := &s.output
 	if q.broken == nil {
 		q.broken = err
@@ -158,9 +190,9 @@ func (q *output) advance(n int) {
 	}
 }
 
-// nextReplies frees what was sent and loads what is sent next; false if there is
+// nextItems frees what was sent and loads what is sent next; false if there is
 // nothing, and then the output is no longer owned.
-func (s *session) nextReplies() bool {
+func (s *Stream) nextItems() bool {
 	q := &s.output
 	freed := q.freeSent()
 	if freed > 0 {
@@ -193,30 +225,31 @@ func (s *session) nextReplies() bool {
 
 func (q *output) freeSent() (n int64) {
 	clear(q.all)
-	for o := q.sending; o != nil; n++ {
-		next := o.next
-		o.free()
-		o = next
+	for i := q.sending; i != nil; n++ {
+		link := i.queued()
+		next := link.next
+		link.next = nil
+		i.Sent()
+		i = next
 	}
 	q.sending = nil
 	return n
 }
 
-// load moves replies from taken to vec.
+// load moves items from taken to vec.
 func (q *output) load() {
 	vec, bytes := q.all[:0], 0
-	last := q.taken
+	var last Item
 	q.sending = q.taken
-	for o := q.taken; o != nil; o = o.next {
-		if len(vec) > 0 && (len(vec)+len(o.reply) > maxVector || bytes >= maxVectorBytes) {
-			break
-		}
-		vec = append(vec, o.reply...)
-		for _, p := range o.reply {
+	for i := q.taken; i != nil && len(vec) < maxVector && bytes < maxVectorBytes; i = i.queued().next {
+		pieces := i.Render()
+		vec = append(vec, pieces...)
+		for _, p := range pieces {
 			bytes += len(p)
 		}
-		last = o
+		last = i
 	}
-	q.taken, last.next = last.next, nil
+	link := last.queued()
+	q.taken, link.next = link.next, nil
 	q.all, q.vec = vec, vec
 }

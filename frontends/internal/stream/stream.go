@@ -1,0 +1,174 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrStopped says that the reader was told to take no more requests.
+var ErrStopped = errors.New("server is shutting down")
+
+// Stream is a session's half of a connection to its client. The methods are the
+// reader's, that is, of one goroutine at a time, where they do not say otherwise.
+type Stream struct {
+	conn   net.Conn
+	link   link
+	budget *Budget
+	limit  int64 // bytes that may be held
+	kick   func()
+
+	taking   context.Context // ends when the reader shall take no more requests
+	stopTake context.CancelFunc
+	sender   sync.WaitGroup
+
+	in     input
+	arena  arena
+	output output
+
+	inflight atomic.Int64 // items that were counted in and are not yet sent
+	held     atomic.Int64 // bytes that count against limit
+	// fillSince is when the client last sent a part of a long payload that the reader
+	// waits for, as UnixNano; 0 if it waits for none.
+	fillSince atomic.Int64
+}
+
+// New makes the stream of a connection, which it closes in the end. The session may hold
+// limit bytes, of the budget; kick carries out what was submitted since the last call.
+// Finish must be called, whatever happens.
+func New(conn net.Conn, b *Budget, limit int64, kick func()) *Stream {
+	s := &Stream{conn: conn, link: newLink(conn), budget: b, limit: limit, kick: kick}
+	s.taking, s.stopTake = context.WithCancel(context.Background())
+	s.in.need = 1
+	s.output.init()
+	s.sender.Go(s.sendLoop)
+	return s
+}
+
+// Stop makes the reader stop: no further request is taken, those in flight are answered.
+// It may be called from any goroutine.
+func (s *Stream) Stop() {
+	s.stopTake()
+	s.conn.SetReadDeadline(time.Unix(1, 0))
+}
+
+// Stopped is closed by Stop and Finish. Any goroutine may wait for it.
+func (s *Stream) Stopped() <-chan struct{} { return s.taking.Done() }
+
+// Cut closes the connection: nothing more is received or sent. From any goroutine.
+func (s *Stream) Cut() { s.conn.Close() }
+
+// Finish sends what is still answered, for linger at the most, and returns when every item
+// that was counted in was sent or dropped, with the reason why sending failed, if it
+// did. Nothing of the stream is left then.
+func (s *Stream) Finish(linger time.Duration) error {
+	s.FinishBatch()
+	s.conn.SetWriteDeadline(time.Now().Add(linger))
+	s.awaitIdle()
+	close(s.output.wake)
+	s.sender.Wait()
+	s.stopTake()
+	s.in.release()
+	s.arena.release()
+	s.conn.Close()
+	return s.output.broken
+}
+
+// Held is how many bytes of the budgets the session holds. From any goroutine.
+func (s *Stream) Held() int64 { return s.held.Load() }
+
+// InFlight is how many items were counted in and are not yet sent. From any goroutine.
+func (s *Stream) InFlight() int64 { return s.inflight.Load() }
+
+// Stalled reports whether the session holds memory that its client could set free, and
+// has not moved since the given time. From any goroutine.
+func (s *Stream) Stalled(since time.Time) bool {
+	before := func(t int64) bool { return t != 0 && t < since.UnixNano() }
+	return s.held.Load() > 0 && (before(s.output.blockedSince.Load()) || before(s.fillSince.Load()))
+}
+
+// Admit counts an item in that will be Put, waiting while there are limit of them. It
+// fails with ErrStopped.
+func (s *Stream) Admit(limit int) error {
+	if s.inflight.Load() >= int64(limit) {
+		if err := s.Await(func() bool { return s.inflight.Load() < int64(limit) }); err != nil {
+			return err
+		}
+	}
+	s.inflight.Add(1)
+	return nil
+}
+
+// CountIn counts an item in that will be Put, without waiting: there must be another
+// bound of how many of its kind there are. From any goroutine.
+func (s *Stream) CountIn() { s.inflight.Add(1) }
+
+// Await waits until ok, which reads atomics, becomes true by items of this session having
+// been sent. What was submitted is carried out first. It fails with ErrStopped.
+func (s *Stream) Await(ok func() bool) error {
+	s.FinishBatch()
+	for {
+		s.output.mu.Lock()
+		if ok() {
+			s.output.mu.Unlock()
+			return nil
+		}
+		s.output.waiting = true
+		s.output.mu.Unlock()
+		select {
+		case <-s.output.space:
+		case <-s.taking.Done():
+			return ErrStopped
+		}
+	}
+}
+
+// awaitIdle waits until every item is sent and no goroutine of the session but the
+// sender is at work.
+func (s *Stream) awaitIdle() {
+	for {
+		s.output.mu.Lock()
+		if s.inflight.Load() == 0 && !s.output.owned {
+			s.output.mu.Unlock()
+			return
+		}
+		s.output.waiting = true
+		s.output.mu.Unlock()
+		<-s.output.space
+	}
+}
+
+// Charge takes n bytes of the session's and the server's budget for a payload, waiting
+// its turn. It fails with ErrStopped.
+func (s *Stream) Charge(n int64) error {
+	take := func() bool {
+		if s.held.Add(n) <= s.limit {
+			return true
+		}
+		s.held.Add(-n)
+		return false
+	}
+	if !take() {
+		if err := s.Await(take); err != nil {
+			return err
+		}
+	}
+	if s.budget.tryPayload(n) {
+		return nil
+	}
+	s.FinishBatch() // what is held back may be what others wait for
+	if err := s.budget.payload(s.taking, n); err != nil {
+		s.held.Add(-n)
+		return ErrStopped
+	}
+	return nil
+}
+
+// Uncharge gives back what Charge took. From any goroutine.
+func (s *Stream) Uncharge(n int64) {
+	s.held.Add(-n)
+	s.budget.putPayload(n)
+}
