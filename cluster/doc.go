@@ -10,7 +10,8 @@
 //	internal/steward     what the leader decides about nodes and placement (pure)
 //	internal/peer        connections between nodes
 //	internal/replica     one node's part in one partition (pure); internal/replicas carries it out
-//	internal/gateway     how requests find their primary, and flushes (pure); gate.go carries it out
+//	internal/gateway     how requests find their primary, and flushes (pure)
+//	internal/gates       carries that out
 //
 // A node with a Network is one of many: flock.go. Without one it is alone, with one voter and
 // itself as every primary, and its requests go straight to its store: objects.go.

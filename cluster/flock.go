@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"sheepdog/cluster/internal/consensus"
+	"sheepdog/cluster/internal/gates"
 	"sheepdog/cluster/internal/members"
 	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/internal/replica"
@@ -79,7 +80,7 @@ type flock struct {
 	leader  leader
 
 	reps  atomic.Pointer[replicas.Replicas] // nil until the node has its incarnation
-	gates [gates]*gate
+	gates *gates.Gates
 	view  atomic.Pointer[state.View] // that reps and gates know
 	moved chan struct{}              // the state has changed
 	kicks chan struct{}
@@ -101,9 +102,9 @@ func (n *Node) startFlock() error {
 	f.view.Store(&state.View{})
 	f.leader.init(f)
 	f.proposals.init(f)
-	for i := range f.gates {
-		f.gates[i] = newGate(f)
-	}
+	f.gates = gates.New(gates.Config{
+		Replicas: f.replicas, View: f.view.Load, Fence: n.fenced, Now: f.now, KickSoon: f.kickSoon, Retry: retryPause, Timeout: w.IOTimeout,
+	})
 	c := peer.Config{
 		Identity: peer.Identity{Cluster: n.clusterFile(), Name: n.cfg.Name}, Resolve: f.resolve, Admit: f.admit, Handler: f,
 		Event: f.leader.connection, Errors: replicas.Errors, Logger: n.log,
@@ -296,7 +297,7 @@ func (f *flock) keepMarks(r *replicas.Replicas) {
 const marksEvery = 10 * time.Second
 
 // peer returns the connections to a node.
-func (f *flock) peer(id state.NodeID) *peer.Peer {
+func (f *flock) peer(id state.NodeID) replicas.Peer {
 	if m := f.n.state.View().Node(id); m != nil && m.Name != f.n.cfg.Name {
 		return f.net.Peer(m.Name)
 	}
@@ -350,9 +351,7 @@ func (f *flock) follow() {
 		f.view.Store(v)
 		if r := f.replicas(); r != nil {
 			r.SetState(v)
-			for _, g := range f.gates {
-				g.post(gateEvent{kind: gateViews})
-			}
+			f.gates.Moved()
 			r.Kick()
 		}
 	}
@@ -369,11 +368,7 @@ func (f *flock) watch() {
 		case <-t.C:
 		}
 		f.renew()
-		for _, g := range f.gates {
-			if !g.idle.Load() {
-				g.post(gateEvent{kind: gateTick})
-			}
-		}
+		f.gates.Tick()
 	}
 }
 
@@ -390,9 +385,6 @@ func (f *flock) renew() {
 
 // now is the time on the gates' clock.
 func (f *flock) now() replica.Time { return replica.Time(time.Since(f.start)) }
-
-// gateOf is the gate of a volume.
-func (f *flock) gateOf(vid object.VID) *gate { return f.gates[uint32(vid)*2654435761>>16%gates] }
 
 // leave has the others take over before this node stops.
 func (f *flock) leave() {

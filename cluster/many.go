@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"sheepdog/cluster/internal/gateway"
 	"sheepdog/cluster/internal/replica"
 	"sheepdog/cluster/internal/replicas"
 	"sheepdog/cluster/state"
@@ -38,7 +37,7 @@ func (f *flock) Submit(r *object.Request) {
 		r.Complete(fmt.Errorf("range %d+%d of object %s: %w", r.Off, r.Len, r.ID, object.ErrInvalid))
 	default:
 		r.Partition = p
-		f.gateOf(r.Volume).submit(r)
+		f.gates.Submit(r)
 	}
 }
 
@@ -66,30 +65,7 @@ func (f *flock) flush(r *object.Request) {
 		f.tasks.Go(func() { r.Complete(f.flushAll(r)) })
 		return
 	}
-	if r.Volume != 0 {
-		f.flushVolume(r.Volume, r.Complete)
-		return
-	}
-	left := len(f.gates)
-	errs := make(chan error, left)
-	for _, g := range f.gates {
-		w := &flushing{Flush: gateway.Flush{All: true}, done: func(err error) { errs <- err }}
-		w.Owner = w
-		g.post(gateEvent{kind: gateFlush, batch: true, flush: w})
-	}
-	f.tasks.Go(func() {
-		var err error
-		for range left {
-			err = errors.Join(err, <-errs)
-		}
-		r.Complete(err)
-	})
-}
-
-func (f *flock) flushVolume(vid object.VID, done func(error)) {
-	w := &flushing{Flush: gateway.Flush{Volume: vid}, done: done}
-	w.Owner = w
-	f.gateOf(vid).post(gateEvent{kind: gateFlush, batch: true, flush: w})
+	f.gates.Flush(r.Volume, r.Complete)
 }
 
 // do carries out a task about an object, and waits for it.
@@ -106,13 +82,15 @@ func (f *flock) carryOut(ctx context.Context, t replicas.Task) (*replicas.Task, 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	done := make(chan struct{})
-	j := &job{done: func(*job) { close(done) }}
-	j.fwd.Task = t
-	f.gateOf(t.Volume).begin(j)
+	type outcome struct {
+		task *replicas.Task
+		err  error
+	}
+	done := make(chan outcome, 1)
+	f.gates.Do(t, func(t *replicas.Task, err error) { done <- outcome{t, err} })
 	f.Kick()
-	<-done // a task ends by itself: what was begun is not given up
-	return &j.fwd.Task, j.req.Err
+	o := <-done // a task ends by itself: what was begun is not given up
+	return o.task, o.err
 }
 
 func (f *flock) stat(ctx context.Context, policy object.PolicyID, id object.ID) (object.Info, error) {

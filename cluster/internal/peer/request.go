@@ -39,6 +39,7 @@ type Request struct {
 
 	frame frame
 	s     *session
+	local func(*Request, error) // not nil: made by Local
 	id    uint64
 	want  int
 	in    *chunk  // Head and Data lie in it
@@ -68,6 +69,10 @@ func (r *Request) Reply(err error) {
 	h := header{typ: frameReply, id: r.id}
 	if err == nil && (len(r.ReplyHead) > MaxHead || len(r.ReplyData) > r.want) {
 		err = ErrTooLong
+	}
+	if r.local != nil {
+		r.local(r, err)
+		return
 	}
 	r.frame.head, r.frame.data = r.ReplyHead, r.ReplyData
 	if err != nil {

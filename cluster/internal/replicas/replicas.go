@@ -25,12 +25,18 @@ type Store interface {
 	Groups(ctx context.Context) ([]object.Group, error)
 }
 
+// Peer is the connections to another node; *peer.Peer is one.
+type Peer interface {
+	Submit(*peer.Call)
+	Kick()
+}
+
 // Config is what Replicas work with. All is needed but Marks, Logger and the bounds.
 type Config struct {
 	Self  replica.Peer
 	Store Store
 	// Peer returns the connections to another node; nil if there is no such node.
-	Peer func(state.NodeID) *peer.Peer
+	Peer func(state.NodeID) Peer
 	// Propose begins to propose a change and does not wait. It may be forgotten: it is
 	// proposed again.
 	Propose func(state.ChangeISR)
@@ -81,6 +87,7 @@ type Replicas struct {
 
 	mu     sync.RWMutex
 	parts  map[object.Group]*part
+	list   []*part // of parts, in the order in which they were made
 	view   *state.View
 	stored map[object.Group]bool // the store had objects of it at the start
 
@@ -217,6 +224,7 @@ func (r *Replicas) part(g object.Group) *part {
 	}
 	p = newPart(r, g)
 	r.parts[g] = p
+	r.list = append(r.list, p)
 	if !policy.Partitions[g.Partition].Undecided() {
 		view := ViewOf(r.view, policy, int(g.Partition))
 		p.first = &view
@@ -228,11 +236,7 @@ func (r *Replicas) part(g object.Group) *part {
 func (r *Replicas) all() []*part {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	list := make([]*part, 0, len(r.parts))
-	for _, p := range r.parts {
-		list = append(list, p)
-	}
-	return list
+	return r.list[:len(r.list):len(r.list)]
 }
 
 // tickEvery is how exact time-outs are.
@@ -251,16 +255,35 @@ func (r *Replicas) Run(ctx context.Context) {
 		case <-r.wake:
 			r.grant()
 		case <-t.C:
-			for _, p := range r.all() {
-				if !p.idle.Load() {
-					p.post(event{kind: evTick})
-				}
-			}
-			r.marks.send(r)
-			r.grant()
-			r.Kick()
+			r.Tick()
 		}
 	}
+}
+
+// Tick is what Run does about every 50 ms. Who drives the replicas without Run, as a
+// simulation does, calls it, and Pump after everything that he does.
+func (r *Replicas) Tick() {
+	for _, p := range r.all() {
+		if !p.idle.Load() {
+			p.post(event{kind: evTick})
+		}
+	}
+	r.marks.send(r)
+	r.grant()
+	r.Kick()
+}
+
+// Pump does what Run would do now, and reports whether there was anything. See Tick.
+func (r *Replicas) Pump() bool {
+	select {
+	case <-r.kicks:
+		r.Kick()
+	case <-r.wake:
+		r.grant()
+	default:
+		return false
+	}
+	return true
 }
 
 // Kick carries out what was held back for company.
@@ -349,10 +372,10 @@ func (r *Replicas) Progress() (s Progress) {
 // outbox knows which nodes have calls that were not kicked.
 type outbox struct {
 	mu    sync.Mutex
-	peers []*peer.Peer
+	peers []Peer
 }
 
-func (o *outbox) note(p *peer.Peer) {
+func (o *outbox) note(p Peer) {
 	o.mu.Lock()
 	for _, q := range o.peers {
 		if q == p {
@@ -365,7 +388,7 @@ func (o *outbox) note(p *peer.Peer) {
 }
 
 func (o *outbox) kick() {
-	var few [8]*peer.Peer
+	var few [8]Peer
 	for {
 		o.mu.Lock()
 		n := copy(few[:], o.peers)

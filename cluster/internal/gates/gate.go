@@ -1,4 +1,4 @@
-package cluster
+package gates
 
 import (
 	"errors"
@@ -13,23 +13,20 @@ import (
 	"sheepdog/storage/object"
 )
 
-// gate brings requests of some volumes to their primaries: what package gateway decides,
-// carried out.
+// gate brings requests of some volumes to their primaries.
 type gate struct {
-	f   *flock
+	cfg *Config
 	box mailbox.Mailbox[gateEvent]
 
 	// Of the goroutine that handles events.
 	g      *gateway.Gateway
 	known  map[object.Group]state.Epoch // views that g has
+	order  []object.Group               // of known
 	doubt  map[object.Group]state.Epoch // in which a change has failed: replicas may differ until the next
 	unsent bool
 
 	idle atomic.Bool
 }
-
-// gates is into how many a node's volumes are divided.
-const gates = 8
 
 type gateKind uint8
 
@@ -73,17 +70,17 @@ type flushing struct {
 	done func(error)
 }
 
-func newGate(f *flock) *gate {
+func newGate(cfg *Config) *gate {
 	return &gate{
-		f: f, known: map[object.Group]state.Epoch{}, doubt: map[object.Group]state.Epoch{},
-		g: gateway.New(gateway.Options{Retry: retryPause, Timeout: f.n.cfg.Network.IOTimeout}),
+		cfg: cfg, known: map[object.Group]state.Epoch{}, doubt: map[object.Group]state.Epoch{},
+		g: gateway.New(gateway.Options{Retry: cfg.Retry, Timeout: cfg.Timeout}),
 	}
 }
 
 func (g *gate) post(e gateEvent) { g.box.Post(e, g.handle) }
 
 func (g *gate) handle(e gateEvent) {
-	now := g.f.now()
+	now := g.cfg.Now()
 	switch e.kind {
 	case gateSubmit:
 		g.know(now, e.job.req.Group, true)
@@ -102,7 +99,7 @@ func (g *gate) handle(e gateEvent) {
 	case gateSynced:
 		g.g.Synced(now, e.peer, e.err)
 	case gateViews:
-		for group := range g.known {
+		for _, group := range g.order {
 			g.know(now, group, false)
 		}
 	case gateTick:
@@ -117,13 +114,13 @@ func (g *gate) handle(e gateEvent) {
 		g.unsent = false
 	case g.unsent:
 		g.unsent = false
-		g.f.kickSoon()
+		g.cfg.KickSoon()
 	}
 }
 
 // know tells the gateway what has become of a partition.
 func (g *gate) know(now replica.Time, group object.Group, add bool) {
-	v := g.f.view.Load()
+	v := g.cfg.View()
 	p := v.Policy(group.Policy)
 	if p == nil || int(group.Partition) >= len(p.Partitions) {
 		return
@@ -132,8 +129,11 @@ func (g *gate) know(now replica.Time, group object.Group, add bool) {
 	if p.Partitions[group.Partition].Undecided() {
 		return
 	}
-	if was := g.known[group]; was == epoch || was == 0 && !add {
+	switch was, ok := g.known[group]; {
+	case was == epoch && ok || !ok && !add:
 		return
+	case !ok:
+		g.order = append(g.order, group)
 	}
 	g.known[group] = epoch
 	w := replicas.ViewOf(v, p, int(group.Partition))
@@ -145,7 +145,7 @@ func (g *gate) effect(e *gateway.Effect) {
 	case gateway.Forward:
 		g.unsent = true
 		j := e.Request.Owner.(*job)
-		g.f.replicas().Forward(e.To, e.Epoch, &j.fwd, jobAnswered)
+		g.cfg.Replicas().Forward(e.To, e.Epoch, &j.fwd, jobAnswered)
 	case gateway.Done:
 		j := e.Request.Owner.(*job)
 		if !j.req.Read && j.req.Err != nil {
@@ -155,7 +155,7 @@ func (g *gate) effect(e *gateway.Effect) {
 	case gateway.Sync:
 		g.unsent = true
 		to := e.To
-		g.f.replicas().Sync(to, func(err error) { g.post(gateEvent{kind: gateSynced, peer: to, err: err}) })
+		g.cfg.Replicas().Sync(to, func(err error) { g.post(gateEvent{kind: gateSynced, peer: to, err: err}) })
 	case gateway.Flushed:
 		f := e.Flush.Owner.(*flushing)
 		f.done(f.Err)
@@ -166,8 +166,8 @@ func (g *gate) effect(e *gateway.Effect) {
 // under way; nobody else has any. It reports whether it does.
 func (g *gate) readHere(j *job) bool {
 	t := &j.fwd.Task
-	r := g.f.replicas()
-	if t.Verb != replicas.VerbRead || t.Generation == 0 || g.f.n.fenced(t.Volume, t.Generation) != nil ||
+	r := g.cfg.Replicas()
+	if t.Verb != replicas.VerbRead || t.Generation == 0 || g.cfg.Fence(t.Volume, t.Generation) != nil ||
 		g.doubt[t.Group] == g.known[t.Group] || !r.Readable(t.Group, g.known[t.Group]) || g.g.Changing(t.Group, t.ID, j.req.Off, j.req.Len) {
 		return false
 	}
@@ -189,7 +189,7 @@ func readDone(r *object.Request) {
 // hasRead answers a read of the own replica if that still counts; else the primary is asked.
 func (g *gate) hasRead(j *job) bool {
 	t, err := &j.fwd.Task, j.local.Err
-	if err != nil && !errors.Is(err, object.ErrNotFound) || !g.f.replicas().Readable(t.Group, j.here) || g.f.n.fenced(t.Volume, t.Generation) != nil {
+	if err != nil && !errors.Is(err, object.ErrNotFound) || !g.cfg.Replicas().Readable(t.Group, j.here) || g.cfg.Fence(t.Volume, t.Generation) != nil {
 		return false
 	}
 	j.req.Err = err
