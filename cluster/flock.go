@@ -142,6 +142,7 @@ func (n *Node) startFlock() error {
 	}
 	f.tasks.Go(f.follow)
 	f.tasks.Go(f.watch)
+	f.tasks.Go(func() { f.proposals.run(f.ctx) })
 	return nil
 }
 

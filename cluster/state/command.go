@@ -15,6 +15,7 @@ const (
 	MaxCopies         = 16
 	MaxDisks          = 256 // of a node
 	MaxPolicies       = 256
+	MaxChanges        = 4096 // of a ChangeISRs
 	maxNameBytes      = 255
 	minPartitions     = 1
 	MaxPartitions     = 1 << 16
@@ -59,6 +60,7 @@ type Command struct {
 	AddPolicy   *AddPolicy   `json:"add_policy,omitempty"`
 	SetTargets  *SetTargets  `json:"set_targets,omitempty"`
 	ChangeISR   *ChangeISR   `json:"change_isr,omitempty"`
+	ChangeISRs  *ChangeISRs  `json:"change_isrs,omitempty"`
 }
 
 // Format makes the cluster. Repeated with the same ID it changes nothing.
@@ -189,6 +191,13 @@ type ChangeISR struct {
 	Remove    NodeID           `json:"remove,omitempty"`
 }
 
+// ChangeISRs makes changes of many partitions in one epoch, each as ChangeISR would. Those
+// that are not possible any more are left out, and so is all but the first of a partition.
+// It is refused, as the first of them is, if none is possible.
+type ChangeISRs struct {
+	Changes []ChangeISR `json:"changes"`
+}
+
 // Encode gives the command's bytes for Machine.Apply.
 func (c *Command) Encode() []byte {
 	b, err := json.Marshal(c)
@@ -207,7 +216,7 @@ type Result struct {
 	Incarnation uint64          `json:"incarnation,omitempty"` // Announce
 	Policy      object.PolicyID `json:"policy,omitempty"`      // Format, AddPolicy
 	Nodes       []Life          `json:"nodes,omitempty"`       // AnnounceAll, in its order; 0: refused
-	Partitions  int             `json:"partitions,omitempty"`  // Force: how many were given away
+	Partitions  int             `json:"partitions,omitempty"`  // Force: how many were given away; ChangeISRs: how many changed
 }
 
 // DecodeResult reads what Machine.Apply returned; the command's refusal is the error.

@@ -105,6 +105,8 @@ func (v *View) apply(command []byte, res *Result) error {
 		return v.setTargets(c.SetTargets)
 	case c.ChangeISR != nil:
 		return v.changeISR(c.ChangeISR)
+	case c.ChangeISRs != nil:
+		return v.changeISRs(c.ChangeISRs, res)
 	}
 	return refuse(ErrInvalid, "a command that this version does not know")
 }

@@ -256,48 +256,104 @@ func (v *View) firstTargets(pos int, targets [][]NodeID) {
 }
 
 func (v *View) changeISR(c *ChangeISR) error {
-	pos := slices.IndexFunc(v.Policies, func(p *Policy) bool { return p.ID == c.Policy })
-	if pos < 0 || int(c.Partition) >= len(v.Policies[pos].Partitions) {
-		return refuse(ErrNotFound, "partition %d of policy %d", c.Partition, c.Policy)
-	}
-	p := v.Policies[pos].Partitions[c.Partition]
-	switch {
-	case p.Epoch != c.Epoch:
-		return refuse(ErrStale, "partition is at epoch %d, not %d", p.Epoch, c.Epoch)
-	case p.Undecided():
-		return refuse(ErrInvalid, "it is not decided yet who holds the partition")
-	case (c.Add == 0) == (c.Remove == 0):
-		return refuse(ErrInvalid, "either a member is added or one is removed")
-	case c.Add != 0 && !slices.Contains(p.Learners, c.Add):
-		return refuse(ErrInvalid, "node %d is no learner", c.Add)
-	case c.Add != 0 && !v.up(p.Primary()):
-		return refuse(ErrInvalid, "the primary, node %d, is down: nobody can tell that another member is in sync", p.Primary())
-	case c.Remove != 0 && !slices.Contains(p.ISR, c.Remove) && !slices.Contains(p.Learners, c.Remove):
-		return refuse(ErrInvalid, "node %d is neither in sync nor learning", c.Remove)
-	case c.Remove != 0 && len(p.ISR) == 1 && p.ISR[0] == c.Remove:
-		return refuse(ErrInvalid, "node %d is the last member and stays it", c.Remove)
+	pos, err := v.mayChangeISR(c)
+	if err != nil {
+		return err
 	}
 	v.Epoch++
 	v.change(pos, func(i int, p Partition) (Partition, bool) {
 		if i != int(c.Partition) {
 			return p, false
 		}
-		if c.Add != 0 {
-			p.Former = nil // only a primary that serves adds members
-			p.ISR, p.Learners = with(p.ISR, c.Add), without(p.Learners, c.Add)
-			return settle(p), true
-		}
-		if slices.Contains(p.Learners, c.Remove) {
-			return p, true // with a new epoch, in which it is added no more by what was proposed before
-		}
-		p.ISR = without(p.ISR, c.Remove)
-		// It starts over as a learner, for it still shall hold the partition.
-		if v.up(c.Remove) && slices.Contains(p.Targets, c.Remove) {
-			p.Learners = with(p.Learners, c.Remove)
-		}
-		return p, true
+		return v.changed(p, c), true
 	})
 	return nil
+}
+
+func (v *View) changeISRs(c *ChangeISRs, res *Result) error {
+	if len(c.Changes) == 0 || len(c.Changes) > MaxChanges {
+		return refuse(ErrInvalid, "%d changes at a time: must be 1 to %d", len(c.Changes), MaxChanges)
+	}
+	possible := make([]map[int]*ChangeISR, len(v.Policies)) // by partition
+	var refused error
+	for k := range c.Changes {
+		one := &c.Changes[k]
+		pos, err := v.mayChangeISR(one)
+		if err != nil {
+			if refused == nil {
+				refused = err
+			}
+			continue
+		}
+		if possible[pos] == nil {
+			possible[pos] = map[int]*ChangeISR{}
+		}
+		if possible[pos][int(one.Partition)] == nil {
+			possible[pos][int(one.Partition)] = one
+			res.Partitions++
+		}
+	}
+	if res.Partitions == 0 {
+		return refused
+	}
+	v.Epoch++
+	for pos, changes := range possible {
+		if len(changes) == 0 {
+			continue
+		}
+		v.change(pos, func(i int, p Partition) (Partition, bool) {
+			one := changes[i]
+			if one == nil {
+				return p, false
+			}
+			return v.changed(p, one), true
+		})
+	}
+	return nil
+}
+
+// mayChangeISR finds the policy of a change that is possible.
+func (v *View) mayChangeISR(c *ChangeISR) (pos int, err error) {
+	pos = slices.IndexFunc(v.Policies, func(p *Policy) bool { return p.ID == c.Policy })
+	if pos < 0 || int(c.Partition) >= len(v.Policies[pos].Partitions) {
+		return pos, refuse(ErrNotFound, "partition %d of policy %d", c.Partition, c.Policy)
+	}
+	p := &v.Policies[pos].Partitions[c.Partition]
+	switch {
+	case p.Epoch != c.Epoch:
+		return pos, refuse(ErrStale, "partition is at epoch %d, not %d", p.Epoch, c.Epoch)
+	case p.Undecided():
+		return pos, refuse(ErrInvalid, "it is not decided yet who holds the partition")
+	case (c.Add == 0) == (c.Remove == 0):
+		return pos, refuse(ErrInvalid, "either a member is added or one is removed")
+	case c.Add != 0 && !slices.Contains(p.Learners, c.Add):
+		return pos, refuse(ErrInvalid, "node %d is no learner", c.Add)
+	case c.Add != 0 && !v.up(p.Primary()):
+		return pos, refuse(ErrInvalid, "the primary, node %d, is down: nobody can tell that another member is in sync", p.Primary())
+	case c.Remove != 0 && !slices.Contains(p.ISR, c.Remove) && !slices.Contains(p.Learners, c.Remove):
+		return pos, refuse(ErrInvalid, "node %d is neither in sync nor learning", c.Remove)
+	case c.Remove != 0 && len(p.ISR) == 1 && p.ISR[0] == c.Remove:
+		return pos, refuse(ErrInvalid, "node %d is the last member and stays it", c.Remove)
+	}
+	return pos, nil
+}
+
+// changed is a partition after a possible change.
+func (v *View) changed(p Partition, c *ChangeISR) Partition {
+	if c.Add != 0 {
+		p.Former = nil // only a primary that serves adds members
+		p.ISR, p.Learners = with(p.ISR, c.Add), without(p.Learners, c.Add)
+		return settle(p)
+	}
+	if slices.Contains(p.Learners, c.Remove) {
+		return p // with a new epoch, in which it is added no more by what was proposed before
+	}
+	p.ISR = without(p.ISR, c.Remove)
+	// It starts over as a learner, for it still shall hold the partition.
+	if v.up(c.Remove) && slices.Contains(p.Targets, c.Remove) {
+		p.Learners = with(p.Learners, c.Remove)
+	}
+	return p
 }
 
 // settle ends a movement: when all targets are in sync, they and nobody else hold the

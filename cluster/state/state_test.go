@@ -305,6 +305,17 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 		}
 		return Command{SetTargets: c}
 	}
+	if rnd.IntN(2) == 0 {
+		return Command{ChangeISR: randomChange(rnd, policy)}
+	}
+	c := &ChangeISRs{}
+	for range rnd.IntN(5) {
+		c.Changes = append(c.Changes, *randomChange(rnd, v.Policies[rnd.IntN(len(v.Policies))]))
+	}
+	return Command{ChangeISRs: c}
+}
+
+func randomChange(rnd *rand.Rand, policy *Policy) *ChangeISR {
 	c := &ChangeISR{Policy: policy.ID, Partition: object.Partition(rnd.IntN(4))}
 	if len(policy.Partitions) > 0 {
 		p := policy.Partitions[c.Partition]
@@ -315,7 +326,64 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 			c.Remove = p.ISR[rnd.IntN(len(p.ISR))]
 		}
 	}
-	return Command{ChangeISR: c}
+	return c
+}
+
+// What many changes in one command come to is what they come to one by one, but for epochs.
+func TestManyChangesAtOnce(t *testing.T) {
+	for seed := range uint64(200) {
+		rnd := rand.New(rand.NewPCG(seed, 2))
+		one, many := New(), New()
+		for range 150 {
+			c := randomCommand(rnd, one.View())
+			if c.ChangeISRs == nil {
+				one.Apply(c.Encode())
+				many.Apply(c.Encode())
+			}
+		}
+		if len(one.View().Policies) == 0 {
+			continue
+		}
+		all := &ChangeISRs{}
+		seen := map[[2]int]bool{}
+		for range 10 {
+			p := one.View().Policies[rnd.IntN(len(one.View().Policies))]
+			c := randomChange(rnd, p)
+			if key := [2]int{int(c.Policy), int(c.Partition)}; !seen[key] {
+				seen[key] = true
+				all.Changes = append(all.Changes, *c)
+			}
+		}
+		made := 0
+		for _, c := range all.Changes {
+			if _, err := DecodeResult(one.Apply((&Command{ChangeISR: &c}).Encode())); err == nil {
+				made++
+			}
+		}
+		before := many.View().Epoch
+		r, err := DecodeResult(many.Apply((&Command{ChangeISRs: all}).Encode()))
+		if r.Partitions != made || (err == nil) != (made > 0) {
+			t.Fatalf("seed %d: %d changes were made at once, %d one by one: %v", seed, r.Partitions, made, err)
+		}
+		if made > 0 && many.View().Epoch != before+1 {
+			t.Fatalf("seed %d: %d epochs for one command", seed, many.View().Epoch-before)
+		}
+		if a, b := timeless(one.View()), timeless(many.View()); !reflect.DeepEqual(a, b) {
+			t.Fatalf("seed %d: at once %+v, one by one %+v", seed, b, a)
+		}
+	}
+}
+
+// timeless are the partitions of all policies without their epochs.
+func timeless(v *View) (all [][]Partition) {
+	for _, p := range v.Policies {
+		parts := slices.Clone(p.Partitions)
+		for i := range parts {
+			parts[i].Epoch = 0
+		}
+		all = append(all, parts)
+	}
+	return all
 }
 
 func TestRestoreRefusesNonsense(t *testing.T) {
