@@ -67,6 +67,10 @@ type Config struct {
 	// (INV-V1). nil: requests alone tell.
 	Generation func(vid object.VID) uint64
 
+	// Stop asks this process to stop in an orderly way, and returns at once; nil: it does
+	// not stop by a call.
+	Stop func()
+
 	// Machines are replicated beside the cluster's own, by the name that Propose takes.
 	Machines map[string]Machine
 

@@ -87,6 +87,8 @@ type flock struct {
 	left  atomic.Bool // no lease any more
 
 	proposals proposals
+	whole     whole
+	questions chan struct{} // a token for each that is under way
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -97,7 +99,7 @@ type flock struct {
 func (n *Node) startFlock() error {
 	w := n.cfg.Network
 	w.setDefaults()
-	f := &flock{n: n, log: n.log, start: time.Now(), moved: make(chan struct{}, 1), kicks: make(chan struct{}, 1)}
+	f := &flock{n: n, log: n.log, start: time.Now(), moved: make(chan struct{}, 1), kicks: make(chan struct{}, 1), questions: make(chan struct{}, questionsAtATime)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.view.Store(&state.View{})
 	f.leader.init(f)
@@ -143,6 +145,7 @@ func (n *Node) startFlock() error {
 	f.tasks.Go(f.follow)
 	f.tasks.Go(f.watch)
 	f.tasks.Go(func() { f.proposals.run(f.ctx) })
+	f.tasks.Go(f.watchRemoval)
 	return nil
 }
 
@@ -389,12 +392,18 @@ func (f *flock) now() replica.Time { return replica.Time(time.Since(f.start)) }
 
 // leave has the others take over before this node stops.
 func (f *flock) leave() {
+	if f.whole.stops.Load() {
+		f.awaitWhole()
+	}
 	f.left.Store(true)
 	r, l := f.replicas(), f.n.consensus.Load()
 	if r == nil || l == nil {
 		return
 	}
 	r.SetLease(f.start) // nothing is answered from here on that others do not know of
+	if f.whole.stops.Load() {
+		return // there is nobody to take over
+	}
 	ctx, cancel := context.WithTimeout(f.ctx, leaveTimeout)
 	defer cancel()
 	down := state.SetNode{Node: state.NodeID(f.n.self.Load()), Incarnation: f.n.inc.Load(), State: state.NodeDown, At: f.n.now()}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"slices"
 	"time"
 
 	"sheepdog/cluster/state"
@@ -17,7 +18,12 @@ type Info struct {
 	Status        string          `json:"status"`           // see the Status constants
 	Reason        string          `json:"reason,omitempty"` // why Status is not StatusOK
 	Leader        bool            `json:"leader"`           // this node leads
+	LeaderNode    string          `json:"leader_node"`      // the name of who leads; "": nobody is known to
 	Node          string          `json:"node"`             // this node's name
+	NodesUp       int             `json:"nodes_up"`
+	NodesDown     int             `json:"nodes_down"`
+	Hold          bool            `json:"hold"`      // data is not moved, see Node.Hold
+	OutAfter      time.Duration   `json:"out_after"` // negative: never
 	Incarnation   uint64          `json:"incarnation"`
 	ObjectSize    int64           `json:"object_size,omitempty"` // default, bytes
 	DefaultCopies int             `json:"default_copies,omitempty"`
@@ -54,8 +60,14 @@ type NodeInfo struct {
 	Incarnation uint64          `json:"incarnation"`
 	Disks       int             `json:"disks"`
 	Weight      uint64          `json:"weight"`
+	Percent     int             `json:"percent"`  // of Weight that counts for placement
+	Drain       bool            `json:"drain"`    // it shall hold nothing, by somebody's wish
+	Out         bool            `json:"out"`      // it shall hold nothing, for it has been down for long
 	Replicas    int             `json:"replicas"` // partitions it holds in sync
 	Primaries   int             `json:"primaries"`
+	Targets     int             `json:"targets"`  // partitions that it shall hold
+	Learning    int             `json:"learning"` // of those, which it is being brought in sync with
+	Leader      bool            `json:"leader"`
 	Gateway     bool            `json:"gateway"` // it holds no data
 	Self        bool            `json:"self"`
 }
@@ -118,6 +130,17 @@ func (n *Node) Info() Info {
 	c := v.Cluster
 	i.Formatted, i.ID, i.Name, i.Created, i.Epoch = true, c.ID, c.Name, &c.Created, uint64(v.Epoch)
 	i.ObjectSize = 1 << c.ObjectSizeShift
+	i.LeaderNode, i.Hold, i.OutAfter = n.leader(), c.Hold, -1
+	if after, ever := c.OutAfter(); ever {
+		i.OutAfter = after
+	}
+	for _, m := range v.Nodes {
+		if m.State == state.NodeUp {
+			i.NodesUp++
+		} else {
+			i.NodesDown++
+		}
+	}
 	i.DefaultCopies = n.Copies(c.DefaultPolicy)
 	i.Status = StatusOK
 	for _, p := range v.Policies {
@@ -131,6 +154,16 @@ func (n *Node) Info() Info {
 		}
 	}
 	return i
+}
+
+// leader is the name of the node that leads, as far as this one knows.
+func (n *Node) leader() string {
+	l := n.consensus.Load()
+	if l == nil {
+		return ""
+	}
+	name, _ := l.Leader()
+	return name
 }
 
 func summarize(v *state.View, p *state.Policy) PolicySummary {
@@ -154,24 +187,38 @@ func summarize(v *state.View, p *state.Policy) PolicySummary {
 // NodeList lists the members by number.
 func (n *Node) NodeList() []NodeInfo {
 	v := n.state.View()
-	replicas, primaries := map[state.NodeID]int{}, map[state.NodeID]int{}
+	leader := n.leader()
+	list := make([]NodeInfo, len(v.Nodes))
+	at := map[state.NodeID]*NodeInfo{}
+	for i, m := range v.Nodes {
+		list[i] = NodeInfo{
+			ID: m.ID, Name: m.Name, Address: m.Address, Zone: m.Zone, State: m.State, Since: m.Since, Incarnation: m.Incarnation,
+			Disks: len(m.Disks), Weight: m.Weight(), Percent: m.Percent, Drain: m.Drain, Out: m.Out,
+			Leader: m.Name == leader, Gateway: len(m.Disks) == 0, Self: m.Name == n.cfg.Name,
+		}
+		orDefault(&list[i].Percent, 100)
+		at[m.ID] = &list[i]
+	}
 	for _, p := range v.Policies {
 		for i := range p.Partitions {
-			primaries[p.Partitions[i].Primary()]++
-			for _, id := range p.Partitions[i].ISR {
-				replicas[id]++
+			countPartition(&p.Partitions[i], at)
+		}
+	}
+	return list
+}
+
+func countPartition(p *state.Partition, at map[state.NodeID]*NodeInfo) {
+	count := func(ids []state.NodeID, of func(*NodeInfo) *int) {
+		for _, id := range ids {
+			if m := at[id]; m != nil {
+				*of(m)++
 			}
 		}
 	}
-	list := make([]NodeInfo, 0, len(v.Nodes))
-	for _, m := range v.Nodes {
-		list = append(list, NodeInfo{
-			ID: m.ID, Name: m.Name, Address: m.Address, Zone: m.Zone, State: m.State, Since: m.Since, Incarnation: m.Incarnation,
-			Disks: len(m.Disks), Weight: m.Weight(), Replicas: replicas[m.ID], Primaries: primaries[m.ID],
-			Gateway: len(m.Disks) == 0, Self: m.Name == n.cfg.Name,
-		})
-	}
-	return list
+	count(p.ISR[:1], func(m *NodeInfo) *int { return &m.Primaries })
+	count(p.ISR, func(m *NodeInfo) *int { return &m.Replicas })
+	count(p.Targets, func(m *NodeInfo) *int { return &m.Targets })
+	count(p.Learners, func(m *NodeInfo) *int { return &m.Learning })
 }
 
 // DiskList lists the disks of all members.
@@ -223,6 +270,44 @@ func describe(v *state.View, p *state.Policy, i object.Partition) PartitionInfo 
 	return PartitionInfo{
 		Policy: p.ID, Partition: i, Epoch: uint64(part.Epoch),
 		InSync: names(part.ISR), Targets: names(part.Targets), Learners: names(part.Learners),
+	}
+}
+
+// Moving tells which partitions are not held by those, and those alone, that shall hold them.
+type Moving struct {
+	Partitions int
+	Missing    map[state.NodeID]int // partitions that a node shall hold, and is not in sync with
+	Leaving    map[state.NodeID]int // partitions that a node is in sync with until others are
+}
+
+// Moving tells what is being moved, or waits for nodes that are down.
+func (n *Node) Moving() Moving {
+	v := n.state.View()
+	m := Moving{Missing: map[state.NodeID]int{}, Leaving: map[state.NodeID]int{}}
+	for _, p := range v.Policies {
+		for i := range p.Partitions {
+			m.add(&p.Partitions[i])
+		}
+	}
+	return m
+}
+
+func (m *Moving) add(p *state.Partition) {
+	moves := false
+	for _, id := range p.Targets {
+		if !slices.Contains(p.ISR, id) {
+			m.Missing[id]++
+			moves = true
+		}
+	}
+	for _, id := range p.ISR {
+		if !slices.Contains(p.Targets, id) {
+			m.Leaving[id]++
+			moves = true
+		}
+	}
+	if moves {
+		m.Partitions++
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sheepdog/cluster/internal/consensus"
@@ -59,7 +60,9 @@ func (f *flock) serve(r *peer.Request) {
 		name := string(r.Head)
 		f.tasks.Go(func() { f.reply(r, f.letIn(name)) })
 	default:
-		r.Reply(peer.ErrUnsupported)
+		if !f.operate(r, member) {
+			r.Reply(peer.ErrUnsupported)
+		}
 	}
 }
 
@@ -250,6 +253,11 @@ func (f *flock) letIn(name string) error {
 	}
 	ctx, cancel := context.WithTimeout(f.ctx, joinTimeout)
 	defer cancel()
+	if slices.Contains(f.n.state.View().Gone, name) {
+		if _, err := f.n.command(ctx, state.Command{Welcome: &state.Welcome{Name: name}}); err != nil {
+			return err
+		}
+	}
 	return l.Admit(ctx, name, true)
 }
 

@@ -101,6 +101,9 @@ func (l *leader) run(ctx context.Context, log *consensus.Log) {
 		case <-l.wake:
 		}
 		since, leading := log.LeadingSince()
+		if leading && l.f.whole.drained.Load() {
+			continue // whoever goes now goes with all
+		}
 		if !leading {
 			s.Follow()
 			l.retire()
@@ -120,6 +123,9 @@ func (l *leader) run(ctx context.Context, log *consensus.Log) {
 func voters(v *state.View) (list []consensus.Member) {
 	for _, m := range v.Nodes {
 		list = append(list, consensus.Member{Node: m.Name, Zone: m.Zone})
+	}
+	for _, name := range v.Gone {
+		list = append(list, consensus.Member{Node: name, Leaving: true})
 	}
 	return list
 }

@@ -39,6 +39,8 @@ type Node struct {
 	follower  follower
 	delay     *delayLine
 	flock     *flock // nil: the node is alone
+	answering atomic.Pointer[Answering]
+	removed   removed
 	closed    atomic.Bool
 	closeOnce sync.Once
 
@@ -53,6 +55,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("start node: %w: %w", object.ErrInvalid, err)
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, state: state.New(), opened: make(chan struct{})}
+	n.removed.init()
 	n.routes.Store(&routing{view: n.state.View()})
 	if err := n.start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("start node %q: %w", cfg.Name, err), n.Close())
@@ -64,6 +67,11 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if n.lock, err = lockDir(n.cfg.Dir); err != nil {
 		return err
 	}
+	if err := n.refuseRemoved(); err != nil {
+		return err
+	}
+	ctx, cancel := n.removed.until(ctx)
+	defer cancel()
 	if n.cfg.Delay > 0 && n.cfg.Store != nil {
 		n.delay = newDelayLine(n.cfg.Delay, n.cfg.Store)
 	}
@@ -84,12 +92,12 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return nil
 	}
 	if err := n.openConsensus(ctx); err != nil {
-		return err
+		return n.removed.cause(err)
 	}
 	if !n.state.View().Formatted() {
 		return nil // a crash came between the two steps of Format, which will find that
 	}
-	return n.join(ctx)
+	return n.removed.cause(n.join(ctx))
 }
 
 // lockDir takes the node's directory for this process; a crash frees it.
@@ -212,6 +220,9 @@ func (n *Node) begin(ctx context.Context, a state.Announce) (life state.Life, er
 		}
 		n.self.Store(uint32(life.Node))
 		n.inc.Store(life.Incarnation)
+		if err := n.keepNumber(life.Node); err != nil {
+			return life, err
+		}
 		if err := n.flock.enlist(ctx, life.Node, life.Incarnation); err != nil {
 			return life, err
 		}
@@ -320,6 +331,8 @@ func (n *Node) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
+	case <-n.removed.told:
+		return n.removed.err()
 	case <-l.Failed():
 		return l.Err()
 	}

@@ -56,8 +56,11 @@ type Command struct {
 	SetOut      *SetOut      `json:"set_out,omitempty"`
 	SetOutAfter *SetOutAfter `json:"set_out_after,omitempty"`
 	Remove      *Remove      `json:"remove,omitempty"`
+	Welcome     *Welcome     `json:"welcome,omitempty"`
 	Force       *Force       `json:"force,omitempty"`
 	AddPolicy   *AddPolicy   `json:"add_policy,omitempty"`
+	SetDefault  *SetDefault  `json:"set_default,omitempty"`
+	SetHold     *SetHold     `json:"set_hold,omitempty"`
 	SetTargets  *SetTargets  `json:"set_targets,omitempty"`
 	ChangeISR   *ChangeISR   `json:"change_isr,omitempty"`
 	ChangeISRs  *ChangeISRs  `json:"change_isrs,omitempty"`
@@ -143,10 +146,15 @@ type SetOutAfter struct {
 
 // Remove forgets a node that is down, or that has no disks. It is refused with ErrNeeded
 // while the node alone holds partitions, unless Force is the node's name: then they are
-// lost as with Force.
+// lost as with Force. Its number is never given again: see View.Removed.
 type Remove struct {
 	Node  NodeID `json:"node"`
 	Force string `json:"force,omitempty"`
+}
+
+// Welcome says that a new node may take the name of one that was removed.
+type Welcome struct {
+	Name string `json:"name"`
 }
 
 // Force gives the partitions that only Node has, which is down, to others, although what
@@ -169,6 +177,18 @@ type SetNode struct {
 // AddPolicy makes the policy that keeps Copies copies, or finds it.
 type AddPolicy struct {
 	Copies int `json:"copies"`
+}
+
+// SetDefault makes the policy that keeps Copies copies, which must be there, that of volumes
+// that do not choose.
+type SetDefault struct {
+	Copies int `json:"copies"`
+}
+
+// SetHold says that partitions stay where they shall be although nodes join, go for long or
+// change their weight, or that they do not.
+type SetHold struct {
+	Hold bool `json:"hold"`
 }
 
 // SetTargets says who shall hold the partitions of a policy: element i is for

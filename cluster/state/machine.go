@@ -97,10 +97,17 @@ func (v *View) apply(command []byte, res *Result) error {
 		return v.setOutAfter(c.SetOutAfter)
 	case c.Remove != nil:
 		return v.remove(c.Remove)
+	case c.Welcome != nil:
+		v.welcome(c.Welcome.Name)
+		return nil
 	case c.Force != nil:
 		return v.force(c.Force, res)
 	case c.AddPolicy != nil:
 		return v.addPolicy(c.AddPolicy, res)
+	case c.SetDefault != nil:
+		return v.setDefault(c.SetDefault, res)
+	case c.SetHold != nil:
+		return v.setHold(c.SetHold)
 	case c.SetTargets != nil:
 		return v.setTargets(c.SetTargets)
 	case c.ChangeISR != nil:
@@ -153,5 +160,25 @@ func (v *View) addPolicy(c *AddPolicy, res *Result) error {
 	v.Epoch++
 	v.Policies = append(slices.Clone(v.Policies), p)
 	res.Policy = p.ID
+	return nil
+}
+
+func (v *View) setDefault(c *SetDefault, res *Result) error {
+	p := v.PolicyOf(c.Copies)
+	if p == nil {
+		return refuse(ErrNotFound, "no policy keeps %d copies", c.Copies)
+	}
+	if res.Policy = p.ID; v.Cluster.DefaultPolicy != p.ID {
+		v.Epoch++
+		v.Cluster.DefaultPolicy = p.ID
+	}
+	return nil
+}
+
+func (v *View) setHold(c *SetHold) error {
+	if v.Cluster.Hold != c.Hold {
+		v.Epoch++
+		v.Cluster.Hold = c.Hold
+	}
 	return nil
 }

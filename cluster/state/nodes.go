@@ -81,6 +81,8 @@ func (v *View) mayAnnounce(c *Announce) error {
 	switch {
 	case c.Name == "" || len(c.Name) > maxNameBytes:
 		return refuse(ErrInvalid, "a node needs a name of at most %d bytes", maxNameBytes)
+	case slices.Contains(v.Gone, c.Name):
+		return refuse(ErrInvalid, "node %q was removed: what is left of it cannot come back", c.Name)
 	case len(c.Zone) > maxNameBytes || len(c.Address) > maxNameBytes:
 		return refuse(ErrInvalid, "zone or address of node %q is longer than %d bytes", c.Name, maxNameBytes)
 	case v.LastNode == MaxNodes && v.NodeByName(c.Name) == nil:

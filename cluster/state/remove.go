@@ -40,7 +40,7 @@ func (v *View) remove(c *Remove) error {
 	involved, alone := v.involved(n.ID), v.alone(n.ID)
 	switch {
 	case n.State == NodeUp && (len(n.Disks) > 0 || involved > 0):
-		return refuse(ErrNeeded, "%q is up and has disks: drain it, stop it when it is empty, then remove it", n.Name)
+		return refuse(ErrNeeded, "%q is up and has disks: drain it first", n.Name)
 	case alone > 0 && c.Force == "":
 		return refuse(ErrNeeded, "%q alone has %d partitions: start it again, or force it by its name, which loses them", n.Name, alone)
 	case c.Force != "" && c.Force != n.Name:
@@ -56,9 +56,20 @@ func (v *View) remove(c *Remove) error {
 	return nil
 }
 
+// welcome lets a name be another node's.
+func (v *View) welcome(name string) {
+	if i := slices.Index(v.Gone, name); i >= 0 {
+		v.Epoch++
+		v.Gone = slices.Delete(slices.Clone(v.Gone), i, i+1)
+	}
+}
+
 // nodeGone forgets a node that does not hold anything alone.
 func (v *View) nodeGone(id NodeID) {
 	i, _ := v.search(id)
+	if name := v.Nodes[i].Name; !slices.Contains(v.Gone, name) {
+		v.Gone = append(slices.Clip(slices.Clone(v.Gone)), name)
+	}
 	v.Nodes = slices.Delete(slices.Clone(v.Nodes), i, i+1)
 	v.changeAll(func(p Partition) (Partition, bool) {
 		touched := p.drop(id)

@@ -80,6 +80,12 @@ func picture(v *View) string {
 		}
 		b.WriteByte('\n')
 	}
+	if len(v.Gone) > 0 {
+		fmt.Fprintf(&b, "gone %v\n", v.Gone)
+	}
+	if v.Cluster.Hold {
+		b.WriteString("on hold\n")
+	}
 	for _, p := range v.Policies {
 		fmt.Fprintf(&b, "policy %d: %d copies, %d in sync needed\n", p.ID, p.Copies, p.MinInSync)
 		for i, q := range p.Partitions {
@@ -270,7 +276,9 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 	case 13:
 		return Command{Confirm: &Confirm{Live: lives}}
 	case 14:
-		switch rnd.IntN(3) {
+		switch rnd.IntN(4) {
+		case 3:
+			return Command{Welcome: &Welcome{Name: fmt.Sprint("n", rnd.IntN(5))}}
 		case 0:
 			return Command{SetOut: &SetOut{Nodes: lives}}
 		case 1:

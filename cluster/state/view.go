@@ -23,6 +23,9 @@ type View struct {
 	LastNode NodeID    `json:"last_node"` // highest ever given
 	Nodes    []*Node   `json:"nodes"`     // ascending by ID
 	Policies []*Policy `json:"policies"`  // ascending by ID
+	// Gone are names of nodes that were removed, until Welcome: whoever still goes by one is
+	// no member of anything.
+	Gone []string `json:"gone,omitempty"`
 }
 
 // Cluster is what format made.
@@ -36,6 +39,8 @@ type Cluster struct {
 	// OutAfterSeconds is how long a node may be down before its data is brought elsewhere;
 	// 0 stands for DefaultOutAfter, a negative number for never.
 	OutAfterSeconds int64 `json:"out_after,omitempty"`
+	// Hold: partitions stay where they shall be, whatever becomes of nodes and weights.
+	Hold bool `json:"hold,omitempty"`
 }
 
 // DefaultOutAfter is how long a node may be down unless somebody chose otherwise.
@@ -163,6 +168,12 @@ func (v *View) Node(id NodeID) *Node {
 		return nil
 	}
 	return v.Nodes[i]
+}
+
+// Removed reports whether a number was given to a node that is in the cluster no more. It
+// may be false although it is so, as long as this state is behind, but never the other way.
+func (v *View) Removed(id NodeID) bool {
+	return id != 0 && id <= v.LastNode && v.Node(id) == nil
 }
 
 func (v *View) search(id NodeID) (int, bool) {

@@ -17,7 +17,7 @@ func (r *round) place() {
 	}
 	settled := r.settled()
 	for _, p := range r.v.Policies {
-		if r.s.tries[p.ID] >= maxTries || !settled && len(p.Partitions) > 0 {
+		if r.s.tries[p.ID] >= maxTries || (!settled || r.v.Cluster.Hold) && len(p.Partitions) > 0 {
 			continue
 		}
 		if c := Place(r.v, p, nodes); c != nil {

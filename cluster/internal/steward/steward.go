@@ -324,7 +324,7 @@ func (r *round) declareUp() {
 // putOut finds nodes that have been down for too long.
 func (r *round) putOut() {
 	after, ever := r.v.Cluster.OutAfter()
-	if !ever {
+	if !ever || r.v.Cluster.Hold {
 		return
 	}
 	var up, all float64
