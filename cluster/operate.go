@@ -20,6 +20,8 @@ var (
 	ErrTooFew = errors.New("too few nodes would be left")
 	// ErrOnHold: data is not moved now, see Node.Hold.
 	ErrOnHold = errors.New("recovery is disabled")
+	// ErrSilent: a node is down, or does not answer.
+	ErrSilent = errors.New("no answer")
 )
 
 // NodeNamed finds a member by its name, or by its number in decimal.

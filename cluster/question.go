@@ -37,7 +37,7 @@ type Answering func(ctx context.Context, from string, question []byte) (answer [
 func (n *Node) Answer(a Answering) { n.answering.Store(&a) }
 
 // Ask asks another node something, of which this package knows nothing; see Answer. It
-// fails with ErrUnavailable if the node is down or does not answer, and with ErrInvalid if
+// fails with ErrSilent if the node is down or does not answer, and with ErrInvalid if
 // the question or its answer is too long.
 func (n *Node) Ask(ctx context.Context, name string, question []byte) ([]byte, error) {
 	m, err := n.NodeNamed(name)
@@ -49,7 +49,7 @@ func (n *Node) Ask(ctx context.Context, name string, question []byte) ([]byte, e
 	case len(question) > MaxQuestion:
 		return nil, fmt.Errorf("%w: a question of %d bytes: at most %d", object.ErrInvalid, len(question), MaxQuestion)
 	case m.State != state.NodeUp:
-		return nil, fmt.Errorf("%w: node %q is down since %s", object.ErrUnavailable, m.Name, m.Since.Format(time.DateTime))
+		return nil, fmt.Errorf("ask node %q: %w: it is down since %s", m.Name, ErrSilent, m.Since.Format(time.DateTime))
 	}
 	select {
 	case n.flock.questions <- struct{}{}:
@@ -70,11 +70,11 @@ func (n *Node) Ask(ctx context.Context, name string, question []byte) ([]byte, e
 func unanswered(err error) error {
 	for _, e := range []error{peer.ErrDisconnected, peer.ErrTimeout, peer.ErrBusy} {
 		if errors.Is(err, e) {
-			return fmt.Errorf("%w: %w", object.ErrUnavailable, err)
+			return fmt.Errorf("%w: %w", ErrSilent, err)
 		}
 	}
 	if errors.Is(err, peer.ErrUnsupported) {
-		return fmt.Errorf("%w: it runs another version, which does not know this", object.ErrUnavailable)
+		return fmt.Errorf("%w: it runs another version, which does not know this", ErrSilent)
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -81,14 +82,14 @@ func (f *flock) stop(ctx context.Context, m *state.Node, way stopWay) error {
 		if !told {
 			c := &peer.Call{Class: peer.Bulk, Op: opStop, Head: []byte{byte(way)}, Deadline: time.Now().Add(fenceTimeout)}
 			err := unanswered(f.await(ctx, m.Name, c))
-			if err != nil && !errors.Is(err, object.ErrUnavailable) {
+			if err != nil && !errors.Is(err, ErrSilent) {
 				return err
 			}
 			told = err == nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: it does not stop: its log says why", object.ErrUnavailable)
+			return fmt.Errorf("%w: it does not stop: its log says why", ErrSilent)
 		case <-applied:
 		case <-time.After(askPause):
 		}
@@ -130,7 +131,7 @@ func (n *Node) StopAll(ctx context.Context, insist bool) ([]string, error) {
 	defer cancel()
 	// First it is seen whether all of them answer: half a cluster that stops helps nobody.
 	if missing := f.each(ctx, others, opDrained, nil); len(missing) > 0 && !insist {
-		return nil, fmt.Errorf("%w: %v do not answer, and nothing was stopped", object.ErrUnavailable, missing)
+		return nil, fmt.Errorf("stop the cluster: %w of %s: nothing was stopped", ErrSilent, strings.Join(missing, ", "))
 	}
 	if missing := f.each(ctx, others, opStop, []byte{byte(stopWhole)}); len(missing) > 0 {
 		n.log.Warn("nodes could not be told that the cluster stops", "nodes", missing)
@@ -184,7 +185,7 @@ func (f *flock) awaitDrained(ctx context.Context, node string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: node %q still has clients or does not answer", object.ErrUnavailable, node)
+			return fmt.Errorf("%w of node %q that its clients have gone", ErrSilent, node)
 		case <-time.After(askPause):
 		}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,10 +21,16 @@ var clusterGrid = grid[api.Cluster]{
 	{raw: "object_size", value: func(c api.Cluster) any { return c.ObjectSize }},
 	{raw: "node", value: func(c api.Cluster) any { return c.Node }},
 	{raw: "leader", value: func(c api.Cluster) any { return c.Leader }},
+	{raw: "leader_node", value: func(c api.Cluster) any { return c.LeaderNode }},
+	{raw: "nodes_up", value: func(c api.Cluster) any { return c.NodesUp }},
+	{raw: "nodes_down", value: func(c api.Cluster) any { return c.NodesDown }},
+	{raw: "recovery", value: func(c api.Cluster) any { return c.Recovery }},
+	{raw: "out_after", value: func(c api.Cluster) any { return c.OutAfter }},
 }
 
 func (a *app) clusterCommands() *cobra.Command {
-	return a.group("cluster", "Format, show, check and stop a cluster", a.clusterFormat(), a.clusterInfo(), a.clusterCheck(), a.clusterShutdown())
+	return a.group("cluster", "Format, show, check, manage and stop a cluster", a.clusterFormat(), a.clusterInfo(), a.clusterCheck(),
+		a.clusterRecover(), a.clusterAlterCopy(), a.clusterShutdown())
 }
 
 func (a *app) clusterFormat() *cobra.Command {
@@ -87,7 +94,9 @@ func (a *app) clusterFacts(v api.Cluster) facts {
 		f.add("Created", a.when(*v.Created))
 	}
 	f.add("Epoch", strconv.FormatUint(v.Epoch, 10))
-	f.add("Leader", map[bool]string{true: "the node asked", false: "another node"}[v.Leader])
+	f.add("Nodes", upAndDown(v))
+	f.add("Leader", leaderOf(v))
+	f.add("Recovery", recoveryOf(v.Recovery, v.OutAfter))
 	f.add("Default", fmt.Sprintf("%s, objects of %s", copies(v.DefaultCopies), human(v.ObjectSize)))
 	for _, p := range v.Policies {
 		f.add("Policy "+strconv.Itoa(p.ID), fmt.Sprintf("%s, %d partitions: %d degraded, %d unavailable, %d recovering", copies(p.Copies), p.Partitions, p.Degraded, p.Unavailable, p.Recovering))
@@ -95,11 +104,28 @@ func (a *app) clusterFacts(v api.Cluster) facts {
 	return f
 }
 
+func upAndDown(v api.Cluster) string {
+	if v.NodesDown == 0 {
+		return fmt.Sprintf("%d, all up", v.NodesUp)
+	}
+	return fmt.Sprintf("%d up, %d down", v.NodesUp, v.NodesDown)
+}
+
+func leaderOf(v api.Cluster) string {
+	switch {
+	case v.Leader:
+		return v.LeaderNode + ", the node asked"
+	case v.LeaderNode == "":
+		return "none is known"
+	}
+	return v.LeaderNode
+}
+
 func (a *app) clusterCheck() *cobra.Command {
 	var repair bool
 	c := &cobra.Command{
-		Use: "check", Short: "Check all VDIs, and the disks of this sheep",
-		Long: "Check all VDIs, and the disks of this sheep. The exit status is 1 if there are problems that were not repaired.\n\n" + problemGrid.rawHelp(),
+		Use: "check", Short: "Check all VDIs, and the disks of all nodes",
+		Long: "Check all VDIs, and the disks of all nodes. The exit status is 1 if there are problems that were not repaired.\n\n" + problemGrid.rawHelp(),
 		Args: exactly(0),
 		RunE: func(*cobra.Command, []string) error { return a.check("", repair) },
 	}
@@ -111,20 +137,46 @@ func (a *app) clusterCheck() *cobra.Command {
 const stopTimeout = 60 * time.Second
 
 func (a *app) clusterShutdown() *cobra.Command {
-	return &cobra.Command{
-		Use: "shutdown", Short: "Stop the sheep in an orderly way",
-		Long: "Stop the sheep in an orderly way: what is under way is finished, what was answered is made durable. Returns when it has stopped answering.",
+	var force bool
+	c := &cobra.Command{
+		Use: "shutdown", Short: "Stop all nodes in an orderly way",
+		Long: "Stop all nodes in an orderly way: what is under way is finished, what was answered is made\ndurable, and nobody takes over from anybody, so that the cluster comes back whole when enough\nof its nodes are started again. Nothing is stopped if one of the nodes that are up cannot be\ntold. Returns when the sheep that is asked has stopped answering.\n\nColumns with -r: node.",
 		Args: exactly(0),
 		RunE: func(*cobra.Command, []string) error {
-			if err := a.api.Shutdown(a.ctx); err != nil {
+			v, err := a.api.Shutdown(a.ctx, force)
+			if err != nil {
 				return err
 			}
 			if err := a.awaitEnd(); err != nil {
 				return err
 			}
-			return a.say("the sheep at %s has stopped", a.api.Address())
+			return a.stopped(v)
 		},
 	}
+	c.Flags().BoolVar(&force, "force", false, "stop the others if some cannot be told")
+	return c
+}
+
+// stopped tells which nodes have been stopped.
+func (a *app) stopped(v api.Names) error {
+	switch a.output {
+	case formatTable:
+		if len(v.Nodes) == 1 {
+			return a.say("node %s has stopped", v.Nodes[0])
+		}
+		return a.say("%d nodes stop: %s", len(v.Nodes), strings.Join(v.Nodes, ", "))
+	case formatRaw:
+		return a.rawNames(v)
+	}
+	return a.encode(v)
+}
+
+func (a *app) rawNames(v api.Names) error {
+	var b strings.Builder
+	for _, n := range v.Nodes {
+		b.WriteString(rawText(n) + "\n")
+	}
+	return a.write(b.String())
 }
 
 // awaitEnd returns when nobody answers any more.

@@ -29,7 +29,7 @@ var changing = []struct {
 
 // Each golden file is a session with a fresh sheep: lines "$ dog …" and what comes of them,
 // on both outputs, and the status if it is not 0. "$ write NAME OFF BYTES" writes content,
-// "$ reset" unformats the sheep, "$ trouble" breaks its disk, "$ client" connects somebody.
+// "$ reset" unformats the sheep, "$ flock" makes it one of four, "$ trouble" breaks its disk, "$ client" connects somebody.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/golden/*.txt")
 	if err != nil || len(files) == 0 {
@@ -98,6 +98,9 @@ func golden(t *testing.T, r *rig, line string) string {
 		r.sheep.Lock()
 		defer r.sheep.Unlock()
 		r.sheep.Formatted = false
+		return ""
+	case "flock":
+		r.sheep.Join(t, r.volumes)
 		return ""
 	case "trouble":
 		r.sheep.Lock()

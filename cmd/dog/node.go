@@ -16,12 +16,35 @@ var nodeGrid = grid[api.Node]{
 	{head: "Name", cell: func(n api.Node) string { return n.Name }, raw: "name", value: func(n api.Node) any { return n.Name }},
 	{head: "Address", cell: func(n api.Node) string { return n.Address }, raw: "address", value: func(n api.Node) any { return n.Address }},
 	{head: "Zone", cell: func(n api.Node) string { return n.Zone }, raw: "zone", value: func(n api.Node) any { return n.Zone }},
-	{head: "State", cell: func(n api.Node) string { return n.State }, raw: "state", value: func(n api.Node) any { return n.State }},
+	{head: "State", cell: stateOf, raw: "state", value: func(n api.Node) any { return n.State }},
 	{head: "Disks", right: true, cell: func(n api.Node) string { return strconv.Itoa(n.Disks) }, raw: "disks", value: func(n api.Node) any { return n.Disks }},
 	{head: "Weight", right: true, cell: func(n api.Node) string { return strconv.FormatUint(n.Weight, 10) }, raw: "weight", value: func(n api.Node) any { return n.Weight }},
 	{head: "Replicas", right: true, cell: func(n api.Node) string { return strconv.Itoa(n.Replicas) }, raw: "replicas", value: func(n api.Node) any { return n.Replicas }},
 	{head: "Primaries", right: true, cell: func(n api.Node) string { return strconv.Itoa(n.Primaries) }, raw: "primaries", value: func(n api.Node) any { return n.Primaries }},
 	{raw: "since", value: func(n api.Node) any { return n.Since }},
+	{raw: "percent", value: func(n api.Node) any { return n.Percent }},
+	{raw: "drain", value: func(n api.Node) any { return n.Drain }},
+	{raw: "out", value: func(n api.Node) any { return n.Out }},
+	{raw: "targets", value: func(n api.Node) any { return n.Targets }},
+	{raw: "learning", value: func(n api.Node) any { return n.Learning }},
+	{raw: "leader", value: func(n api.Node) any { return n.Leader }},
+}
+
+// stateOf is a node's state for people.
+func stateOf(n api.Node) string {
+	state := n.State
+	switch {
+	case n.Drain && n.Replicas > 0:
+		state += ", draining"
+	case n.Drain:
+		state += ", drained"
+	case n.Out:
+		state += ", out"
+	}
+	if n.Percent != 100 && !n.Gateway {
+		state += fmt.Sprintf(", %d%%", n.Percent)
+	}
+	return state
 }
 
 var statusGrid = grid[api.NodeStatus]{
@@ -38,6 +61,7 @@ var diskGrid = grid[api.Disk]{
 	{head: "Path", cell: func(d api.Disk) string { return d.Path }, raw: "path", value: func(d api.Disk) any { return d.Path }},
 	{raw: "id", value: func(d api.Disk) any { return d.ID }},
 	{head: "State", cell: func(d api.Disk) string { return d.State }, raw: "state", value: func(d api.Disk) any { return d.State }},
+	{head: "Weight", right: true, cell: func(d api.Disk) string { return strconv.FormatUint(d.Weight, 10) }},
 	{head: "Size", right: true, cell: func(d api.Disk) string { return human(d.TotalBytes) }, raw: "size", value: func(d api.Disk) any { return d.TotalBytes }},
 	{head: "Used", right: true, cell: func(d api.Disk) string { return human(d.UsedBytes) }, raw: "used", value: func(d api.Disk) any { return d.UsedBytes }},
 	{head: "Free", right: true, cell: func(d api.Disk) string { return human(d.FreeBytes) }, raw: "free", value: func(d api.Disk) any { return d.FreeBytes }},
@@ -49,6 +73,13 @@ var diskGrid = grid[api.Disk]{
 	{raw: "scrub_last", value: func(d api.Disk) any { return d.Scrub.LastEnd }},
 	{head: "Corrupt", right: true, cell: func(d api.Disk) string { return strconv.Itoa(len(d.Corrupt)) }, raw: "corrupt", value: func(d api.Disk) any { return len(d.Corrupt) }},
 	{head: "Errors", right: true, cell: func(d api.Disk) string { return strconv.FormatUint(errorsOf(d), 10) }, raw: "errors", value: func(d api.Disk) any { return errorsOf(d) }},
+	{raw: "node", value: func(d api.Disk) any { return d.Node }},
+	{raw: "weight", value: func(d api.Disk) any { return d.Weight }},
+}
+
+// nodeColumn is shown where things of several nodes are.
+func nodeColumn[T any](of func(T) string) column[T] {
+	return column[T]{head: "Node", cell: of}
 }
 
 func percent(part, whole int64) int {
@@ -76,9 +107,16 @@ func errorsOf(d api.Disk) (n uint64) {
 }
 
 func (a *app) nodeCommands() *cobra.Command {
-	md := a.group("md", "The disks of this sheep", a.diskInfo())
-	log := a.group("log", "The log of this sheep", a.logLevel())
-	return a.group("node", "Show nodes and disks", a.nodeList(), a.nodeInfo(), md, log)
+	md := a.group("md", "The disks of nodes", a.diskInfo(), a.diskPlug(), a.diskUnplug())
+	log := a.group("log", "The log of a node", a.logLevel())
+	return a.group("node", "Show and manage nodes and disks", a.nodeList(), a.nodeInfo(), a.nodeRecovery(),
+		a.nodeDrain(), a.nodeUndrain(), a.nodeWeight(), a.nodeRemove(), a.nodeShutdown(), md, log)
+}
+
+// nodeFlag is for commands about one node, which need not be the one that is asked.
+func (a *app) nodeFlag(c *cobra.Command, node *string) {
+	c.Flags().StringVarP(node, "node", "n", "", "name or number of the `NODE` that is meant; default: the one that is asked")
+	c.RegisterFlagCompletionFunc("node", a.nodeNames)
 }
 
 func (a *app) nodeList() *cobra.Command {
@@ -95,16 +133,19 @@ func (a *app) nodeList() *cobra.Command {
 }
 
 func (a *app) nodeInfo() *cobra.Command {
-	return &cobra.Command{
-		Use: "info", Short: "Show how this sheep is doing", Long: "Show how this sheep is doing.\n\n" + statusGrid.rawHelp(), Args: exactly(0),
+	var node string
+	c := &cobra.Command{
+		Use: "info", Short: "Show how a node is doing", Long: "Show how a node is doing.\n\n" + statusGrid.rawHelp(), Args: exactly(0),
 		RunE: func(*cobra.Command, []string) error {
-			n, err := a.api.Node(a.ctx)
+			n, err := a.api.Node(a.ctx, node)
 			if err != nil {
 				return err
 			}
 			return showOne(a, statusGrid, n, a.nodeFacts(n))
 		},
 	}
+	a.nodeFlag(c, &node)
+	return c
 }
 
 func (a *app) nodeFacts(n api.NodeStatus) facts {
@@ -134,20 +175,37 @@ func disks(n int) string {
 }
 
 func (a *app) diskInfo() *cobra.Command {
-	return &cobra.Command{
-		Use: "info", Short: "Show the disks of this sheep",
-		Long: "Show the disks of this sheep, and which objects on them are known to be corrupt.\n\n" + diskGrid.rawHelp(), Args: exactly(0),
+	var node string
+	var all bool
+	c := &cobra.Command{
+		Use: "info", Short: "Show the disks of a node, or of all",
+		Long: "Show the disks of a node, or of all, and which objects on them are known to be corrupt. Weight\nis a disk's share of the data, in MiB unless somebody chose otherwise.\n\n" + diskGrid.rawHelp(), Args: exactly(0),
 		RunE: func(*cobra.Command, []string) error {
-			list, err := a.api.Disks(a.ctx)
+			if all && node != "" {
+				return usagef("--all and --node exclude each other")
+			}
+			list, g, err := a.disks(node, all)
 			if err != nil {
 				return err
 			}
-			if err := showList(a, diskGrid, list); err != nil || a.output != formatTable {
+			if err := showList(a, g, list); err != nil || a.output != formatTable {
 				return err
 			}
 			return a.write(diskTroubles(list))
 		},
 	}
+	a.nodeFlag(c, &node)
+	c.Flags().BoolVarP(&all, "all", "A", false, "the disks of all nodes")
+	return c
+}
+
+func (a *app) disks(node string, all bool) ([]api.Disk, grid[api.Disk], error) {
+	if !all {
+		list, err := a.api.Disks(a.ctx, node)
+		return list, diskGrid, err
+	}
+	list, err := a.api.AllDisks(a.ctx)
+	return list, append(grid[api.Disk]{nodeColumn(func(d api.Disk) string { return d.Node })}, diskGrid...), err
 }
 
 // diskTroubles says what a table has no room for.
@@ -185,27 +243,30 @@ var levelGrid = grid[api.LogLevel]{{raw: "level", value: func(l api.LogLevel) an
 
 func (a *app) logLevel() *cobra.Command {
 	levels := []string{"debug", "info", "warn", "error"}
-	return &cobra.Command{
+	var node string
+	c := &cobra.Command{
 		Use: "level [LEVEL]", Short: "Show or set the level of the log",
 		Long: "Show the level of the log, or set it until the sheep ends. Levels are debug, info, warn and error.\n\n" + levelGrid.rawHelp(),
 		Args: between(0, 1), ValidArgs: levels,
 		RunE: func(_ *cobra.Command, args []string) error {
-			level, err := a.setLevel(levels, args)
+			level, err := a.setLevel(node, levels, args)
 			if err != nil {
 				return err
 			}
 			return done(a, levelGrid, level, "%s", level.Level)
 		},
 	}
+	a.nodeFlag(c, &node)
+	return c
 }
 
-func (a *app) setLevel(levels, args []string) (api.LogLevel, error) {
+func (a *app) setLevel(node string, levels, args []string) (api.LogLevel, error) {
 	if len(args) == 0 {
-		return a.api.LogLevel(a.ctx)
+		return a.api.LogLevel(a.ctx, node)
 	}
 	for _, l := range levels {
 		if args[0] == l {
-			return a.api.SetLogLevel(a.ctx, l)
+			return a.api.SetLogLevel(a.ctx, node, l)
 		}
 	}
 	return api.LogLevel{}, usagef("there is no log level %q: %s are known", args[0], strings.Join(levels, ", "))

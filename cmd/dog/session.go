@@ -23,6 +23,7 @@ var sessionGrid = grid[api.Session]{
 	{head: "In flight", right: true, cell: func(s api.Session) string { return strconv.FormatInt(s.InFlight, 10) }, raw: "in_flight", value: func(s api.Session) any { return s.InFlight }},
 	{raw: "started", value: func(s api.Session) any { return s.Started }},
 	{head: "Detail", cell: func(s api.Session) string { return s.Detail }},
+	{raw: "node", value: func(s api.Session) any { return s.Node }},
 }
 
 func mode(s api.Session) string {
@@ -46,16 +47,30 @@ var exportGrid = grid[api.Export]{
 }
 
 func (a *app) sessionCommands() *cobra.Command {
+	var node string
+	var all bool
 	list := &cobra.Command{
-		Use: "list", Short: "List the clients that are connected to this sheep", Long: "List the clients that are connected to this sheep.\n\n" + sessionGrid.rawHelp(), Args: exactly(0),
+		Use: "list", Short: "List the clients that are connected to a node, or to all", Long: "List the clients that are connected to a node, or to all.\n\n" + sessionGrid.rawHelp(), Args: exactly(0),
 		RunE: func(*cobra.Command, []string) error {
-			all, err := a.api.Sessions(a.ctx)
+			switch {
+			case all && node != "":
+				return usagef("--all and --node exclude each other")
+			case all:
+				list, err := a.api.AllSessions(a.ctx)
+				if err != nil {
+					return err
+				}
+				return showList(a, append(grid[api.Session]{nodeColumn(func(s api.Session) string { return s.Node })}, sessionGrid...), list)
+			}
+			list, err := a.api.Sessions(a.ctx, node)
 			if err != nil {
 				return err
 			}
-			return showList(a, sessionGrid, all)
+			return showList(a, sessionGrid, list)
 		},
 	}
+	a.nodeFlag(list, &node)
+	list.Flags().BoolVarP(&all, "all", "A", false, "the clients of all nodes")
 	return a.group("session", "Show who is connected", list)
 }
 

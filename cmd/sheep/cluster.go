@@ -23,7 +23,8 @@ func (m membership) Info() api.Cluster {
 	i := m.Node.Info()
 	c := api.Cluster{
 		Formatted: i.Formatted, ID: i.ID, Name: i.Name, Created: i.Created, Epoch: i.Epoch, Status: i.Status, Reason: i.Reason,
-		Node: i.Node, Leader: i.Leader, DefaultCopies: i.DefaultCopies, ObjectSize: i.ObjectSize,
+		Node: i.Node, Leader: i.Leader, LeaderNode: i.LeaderNode, NodesUp: i.NodesUp, NodesDown: i.NodesDown,
+		Recovery: !i.Hold, OutAfter: outAfter(i.OutAfter), DefaultCopies: i.DefaultCopies, ObjectSize: i.ObjectSize,
 	}
 	for _, p := range i.Policies {
 		c.Policies = append(c.Policies, api.Policy{
@@ -40,7 +41,8 @@ func (m membership) Nodes() []api.Node {
 	for _, n := range m.NodeList() {
 		list = append(list, api.Node{
 			ID: int(n.ID), Name: n.Name, Address: n.Address, Zone: n.Zone, State: string(n.State), Since: n.Since, Incarnation: n.Incarnation,
-			Disks: n.Disks, Weight: n.Weight, Replicas: n.Replicas, Primaries: n.Primaries, Gateway: n.Gateway, Self: n.Self,
+			Disks: n.Disks, Weight: n.Weight, Percent: n.Percent, Drain: n.Drain, Out: n.Out, Leader: n.Leader,
+			Replicas: n.Replicas, Primaries: n.Primaries, Targets: n.Targets, Learning: n.Learning, Gateway: n.Gateway, Self: n.Self,
 		})
 	}
 	return list

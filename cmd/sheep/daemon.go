@@ -179,7 +179,7 @@ func (d *daemon) startNode(ctx context.Context) error {
 			v, _ := d.catalog.Get(vid)
 			return v.Generation
 		},
-		Delay: d.conf.Debug.StoreDelay, Logger: d.log,
+		Stop: d.shutdown, Delay: d.conf.Debug.StoreDelay, Logger: d.log,
 	}
 	if d.peerListen != nil {
 		c.Network = d.network()
@@ -279,9 +279,6 @@ func (d *daemon) makeNBD() (err error) {
 }
 
 func (d *daemon) makeAdmin() (err error) {
-	if d.adminListen == nil {
-		return nil
-	}
 	c := d.conf.Admin
 	a := admin.Config{
 		Volumes: d.volumes, Cluster: membership{d.node}, Disks: d.disks, Node: d.conf.Node.Name, Version: version,
@@ -294,8 +291,11 @@ func (d *daemon) makeAdmin() (err error) {
 	if a.Token, err = readToken(c.TokenFile); err != nil {
 		return err
 	}
-	d.admin, err = admin.New(a)
-	return err
+	if d.admin, err = admin.New(a); err != nil {
+		return err
+	}
+	d.node.Answer(d.admin.Answer) // also for other nodes' operators
+	return nil
 }
 
 // run serves until ctx ends or something fails, and returns when no client is left.
@@ -305,7 +305,7 @@ func (d *daemon) run(ctx context.Context) error {
 	for _, l := range d.nbdListeners {
 		g.Go(func() error { return d.nbd.Serve(ctx, l) })
 	}
-	if d.admin != nil {
+	if d.adminListen != nil {
 		g.Go(func() error { return d.admin.Serve(ctx, d.adminListen) })
 	}
 	g.Go(func() error {

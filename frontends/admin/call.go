@@ -62,6 +62,9 @@ func (c *call) run(r *route) error {
 	if err := c.checkQuery(r); err != nil {
 		return err
 	}
+	if node := c.query(paramNode.name); r.perNode && node != "" && !c.s.isSelf(node) {
+		return c.forward(node)
+	}
 	if r.answers != nil {
 		v, err := r.answers(c)
 		if err != nil {

@@ -84,7 +84,7 @@ func (c *call) checkOne(ctx context.Context, l *lines, sum *api.CheckReport, nam
 	return nil
 }
 
-// checkAll checks every VDI, and what the disks say of themselves.
+// checkAll checks every VDI, and what the disks of all nodes say of themselves.
 func (c *call) checkAll() error {
 	repair, err := c.flag("repair")
 	if err != nil {
@@ -100,7 +100,7 @@ func (c *call) checkAll() error {
 	}
 	l := c.lines()
 	report := api.CheckReport{Problems: []api.Problem{}}
-	for _, d := range c.s.disks() {
+	for _, d := range c.s.everyDisk(ctx) {
 		checkDisk(&report, d)
 	}
 	err = c.checkVolumes(ctx, l, &report, repair)
@@ -109,12 +109,12 @@ func (c *call) checkAll() error {
 
 func checkDisk(r *api.CheckReport, d api.Disk) {
 	if d.State != api.DiskOK {
-		add(r, api.Problem{Kind: api.ProblemDisk, Text: fmt.Sprintf("disk %s is %s: %s", d.Path, d.State, d.Reason)})
+		add(r, api.Problem{Kind: api.ProblemDisk, Text: fmt.Sprintf("disk %s of node %s is %s: %s", d.Path, d.Node, d.State, d.Reason)})
 	}
 	for _, o := range d.Corrupt {
 		add(r, api.Problem{
 			Kind: vdi.ProblemCorrupt, Object: o.Object,
-			Text: fmt.Sprintf("%d of its blocks on disk %s do not match their checksums: restore the data from a backup, or write over it", len(o.Blocks), d.Path),
+			Text: fmt.Sprintf("%d of its blocks on disk %s of node %s do not match their checksums: restore the data from a backup, or write over it", len(o.Blocks), d.Path, d.Node),
 		})
 	}
 }

@@ -59,6 +59,36 @@ type Cluster interface {
 	Locate(policy object.PolicyID, id object.ID) (api.Placement, error)
 	// Ready is nil if the node serves volumes, else it says what is missing.
 	Ready() error
+
+	Operations
+}
+
+// Operations are what operators ask of the cluster, for any of its nodes by name or number.
+// Errors may be *api.Error, with what to do.
+type Operations interface {
+	// Recovery tells how far data is where it shall be.
+	Recovery() api.Recovery
+	SetRecovery(ctx context.Context, q api.RecoverySettings) error
+	ForceRecovery(ctx context.Context) (nodes []string, err error)
+	Drain(ctx context.Context, node string, drain, force bool) error
+	Remove(ctx context.Context, node, force string) error
+	SetWeight(ctx context.Context, node string, percent int) error
+	SetCopies(ctx context.Context, copies int) error
+	// Disks lists the disks of all nodes as the cluster knows them: what only a node knows
+	// of its disks is not there.
+	Disks() []api.Disk
+	// StopNode stops another node's daemon, and returns when it is down.
+	StopNode(ctx context.Context, node string) error
+	// StopAll tells all other nodes to stop, and returns the names of all.
+	StopAll(ctx context.Context, force bool) ([]string, error)
+	// Ask has another node's Server answer a question: see Server.Answer.
+	Ask(ctx context.Context, node string, question []byte) (answer []byte, err error)
+}
+
+// Plugs adds and removes disks of the node while it runs. Errors are as with Operations.
+type Plugs interface {
+	Plug(ctx context.Context, path string) (api.Disk, error)
+	Unplug(ctx context.Context, disk string) (api.Disk, error)
 }
 
 // FormatOptions say what a new cluster is like. Zero values stand for the defaults.
@@ -96,6 +126,7 @@ type Config struct {
 	Volumes Volumes
 	Cluster Cluster
 	Disks   func() []api.Disk // of this node; default: none
+	Plugs   Plugs             // nil: disks come and go with the configuration
 	Node    string            // this node's name
 	Version string            // of the program; default "unknown"
 

@@ -65,7 +65,7 @@ const scrapeTimeout = 5 * time.Second
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
-	for _, list := range [][]Metric{m.node(), m.disks(), m.volumes(ctx), m.s.cfg.Metrics()} {
+	for _, list := range [][]Metric{m.node(), m.cluster(), m.disks(), m.volumes(ctx), m.s.cfg.Metrics()} {
 		for _, x := range list {
 			ch <- sample(x)
 		}
@@ -123,6 +123,36 @@ func (m *metrics) node() []Metric {
 	}
 	for protocol, n := range sessions {
 		list = append(list, Metric{Name: "sheepdog_sessions", Help: "Clients by protocol.", Labels: map[string]string{"protocol": protocol}, Value: float64(n)})
+	}
+	return list
+}
+
+// cluster has what every node tells of the cluster, in the same words.
+func (m *metrics) cluster() []Metric {
+	r := m.s.cfg.Cluster.Recovery()
+	list := []Metric{
+		gauge("sheepdog_recovery_enabled", "Whether data is moved when nodes come, go for long, or change weight.", number(r.Enabled)),
+		gauge("sheepdog_recovery_partitions_moving", "Partitions that are held by others than shall hold them.", float64(r.Moving)),
+	}
+	missing, leaving, learning := 0, 0, 0
+	for _, n := range r.Nodes {
+		missing, leaving, learning = missing+n.Missing, leaving+n.Leaving, learning+n.Learning
+	}
+	for state, n := range map[string]int{"missing": missing, "leaving": leaving, "learning": learning} {
+		list = append(list, Metric{Name: "sheepdog_recovery_replicas", Help: "Replicas that are not where they shall be: missing (learning are those of them at work), or leaving when others are in sync.",
+			Labels: map[string]string{"state": state}, Value: float64(n)})
+	}
+	for _, n := range m.s.cfg.Cluster.Nodes() {
+		labels := map[string]string{"node": n.Name}
+		add := func(name, help string, v float64) {
+			list = append(list, Metric{Name: "sheepdog_node_" + name, Help: help, Labels: labels, Value: v})
+		}
+		add("up", "Whether the node is up, as the cluster has agreed.", number(n.State == api.NodeUp))
+		add("draining", "Whether the node shall hold nothing by somebody's wish.", number(n.Drain))
+		add("replicas", "Partitions that the node is in sync with.", float64(n.Replicas))
+		add("primaries", "Partitions that the node is the primary of.", float64(n.Primaries))
+		add("targets", "Partitions that the node shall hold.", float64(n.Targets))
+		add("weight", "The node's share of the data.", float64(n.Weight)*float64(n.Percent)/100)
 	}
 	return list
 }

@@ -66,22 +66,18 @@ func shiftOf(size int64) (uint8, error) {
 	return uint8(shift), nil
 }
 
-func (c *call) shutdown() (any, error) {
-	if c.s.cfg.Shutdown == nil {
-		return nil, fmt.Errorf("this daemon does not stop by a call: %w", vdi.ErrUnsupported)
-	}
-	c.s.log.Info("shutdown was asked for over the admin API", "peer", c.r.RemoteAddr)
-	c.s.cfg.Shutdown()
-	return c.version()
-}
-
 func (c *call) nodes() (any, error) { return orEmpty(c.s.cfg.Cluster.Nodes()), nil }
 
 func (c *call) disks() (any, error) { return c.s.disks(), nil }
 
 func (s *Server) disks() []api.Disk {
 	list := orEmpty(s.cfg.Disks())
+	weights := map[string]uint64{}
+	for _, d := range s.cfg.Cluster.Disks() {
+		weights[d.ID] = d.Weight
+	}
 	for i := range list {
+		list[i].Node, list[i].Weight = s.cfg.Node, weights[list[i].ID]
 		list[i].Corrupt = orEmpty(list[i].Corrupt)
 		if list[i].Errors == nil {
 			list[i].Errors = map[string]uint64{}
@@ -149,12 +145,24 @@ func (c *call) setLogLevel() (any, error) {
 	return c.logLevel()
 }
 
-func (c *call) sessions() (any, error) { return c.s.sessions(), nil }
+func (c *call) sessions() (any, error) {
+	all, err := c.flag("all")
+	switch {
+	case err != nil:
+		return nil, err
+	case all:
+		return c.allSessions()
+	}
+	return c.s.sessions(), nil
+}
 
 func (s *Server) sessions() []api.Session {
 	list := []api.Session{}
 	for _, src := range s.cfg.Sessions {
 		list = append(list, src.Sessions()...)
+	}
+	for i := range list {
+		list[i].Node = s.cfg.Node
 	}
 	slices.SortStableFunc(list, func(a, b api.Session) int { return a.Started.Compare(b.Started) })
 	return list

@@ -55,7 +55,11 @@ func (d *describer) operation(r *route) jsonObject {
 	for _, m := range pathParam.FindAllStringSubmatch(r.path, -1) {
 		params = append(params, jsonObject{"name": m[1], "in": "path", "required": true, "schema": jsonObject{"type": "string"}})
 	}
-	for _, p := range r.query {
+	query := r.query
+	if r.perNode {
+		query = append([]param{paramNode}, query...)
+	}
+	for _, p := range query {
 		s := jsonObject{"type": p.kind}
 		if p.kind == "integer" {
 			s["format"] = "int64"
@@ -75,7 +79,7 @@ func (d *describer) operation(r *route) jsonObject {
 	case r.body != nil:
 		op["requestBody"] = jsonObject{"required": true, "content": jsonObject{api.TypeJSON: jsonObject{"schema": d.schema(reflect.TypeOf(r.body))}}}
 	case r.bodyType != "":
-		op["requestBody"] = jsonObject{"required": true, "content": jsonObject{r.bodyType: jsonObject{"schema": binary()}}}
+		op["requestBody"] = jsonObject{"required": true, "content": jsonObject{r.bodyType: jsonObject{"schema": anyBytes()}}}
 	}
 	return op
 }
@@ -98,12 +102,12 @@ func (d *describer) success(r *route) jsonObject {
 		a["description"] = "Begun: one JSON value a line; a last one with \"error\" says that it failed"
 		a["content"] = jsonObject{api.TypeEvents: jsonObject{"schema": d.schema(reflect.TypeOf(r.events))}}
 	case r.answerType != "":
-		a["content"] = jsonObject{r.answerType: jsonObject{"schema": binary()}}
+		a["content"] = jsonObject{r.answerType: jsonObject{"schema": anyBytes()}}
 	}
 	return a
 }
 
-func binary() jsonObject { return jsonObject{"type": "string", "format": "binary"} }
+func anyBytes() jsonObject { return jsonObject{"type": "string", "format": "binary"} }
 
 func ref(name string) jsonObject { return jsonObject{"$ref": "#/components/schemas/" + name} }
 

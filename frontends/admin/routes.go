@@ -14,6 +14,7 @@ type route struct {
 	summary      string
 	query        []param
 	anyQuery     bool
+	perNode      bool // any node can be asked, with the parameter "node"
 
 	body     any    // a value of the JSON body's type
 	bodyType string // of another body
@@ -32,7 +33,7 @@ type param struct {
 }
 
 func (r *route) has(key string) bool {
-	return slices.ContainsFunc(r.query, func(p param) bool { return p.name == key })
+	return r.perNode && key == paramNode.name || slices.ContainsFunc(r.query, func(p param) bool { return p.name == key })
 }
 
 func (r *route) success() int {
@@ -53,32 +54,59 @@ var (
 	paramObjectSize = param{"object_size", "integer", "bytes, of the VDI that is created"}
 	paramCopies     = param{"copies", "integer", "of the VDI that is created"}
 	paramRepair     = param{"repair", "boolean", "whether to remove leftovers"}
+	paramNode       = param{"node", "string", "name or number of the node that is meant; without it, the one that is asked"}
 )
 
-const vdiPath = api.Prefix + "/vdis/{name}"
+const (
+	vdiPath  = api.Prefix + "/vdis/{name}"
+	nodePath = api.Prefix + "/nodes/{node}"
+)
 
 // allRoutes is all that is served, but for the page of other paths.
 func allRoutes() []route {
-	return slices.Concat(nodeRoutes, volumeRoutes, contentRoutes, attachedRoutes, plainRoutes)
+	return slices.Concat(clusterRoutes, nodeRoutes, volumeRoutes, contentRoutes, attachedRoutes, plainRoutes)
 }
 
-// nodeRoutes are about the cluster and the node that is asked.
-var nodeRoutes = []route{
+// clusterRoutes are about the cluster and its nodes: any node knows, and can do, the same.
+var clusterRoutes = []route{
 	{method: "GET", path: api.Prefix + "/version", summary: "Versions of the daemon and of the API", answer: api.ServerVersion{}, answers: (*call).version},
 	{method: "GET", path: api.Prefix + "/cluster", summary: "The cluster as this node knows it", answer: api.Cluster{}, answers: (*call).cluster},
 	{method: "POST", path: api.Prefix + "/cluster/format", summary: "Make a new cluster with this node as its first member",
 		body: api.FormatRequest{}, answer: api.Cluster{}, answers: (*call).format},
-	{method: "POST", path: api.Prefix + "/cluster/check", summary: "Check all VDIs and this node's disks",
+	{method: "POST", path: api.Prefix + "/cluster/check", summary: "Check all VDIs and the disks of all nodes",
 		query: []param{paramRepair}, events: api.Event{}, serves: (*call).checkAll},
-	{method: "POST", path: api.Prefix + "/cluster/shutdown", summary: "Stop this node's daemon in an orderly way",
-		status: http.StatusAccepted, answer: api.ServerVersion{}, answers: (*call).shutdown},
+	{method: "POST", path: api.Prefix + "/cluster/shutdown", summary: "Stop the daemons of all nodes in an orderly way; none if one of them cannot be told",
+		query: []param{{"force", "boolean", "whether to stop the others if some cannot be told"}}, status: http.StatusAccepted, answer: api.Names{}, answers: (*call).shutdown},
+	{method: "PUT", path: api.Prefix + "/cluster/copies", summary: "Set how many copies volumes keep that do not choose; there are no others afterwards of those there are",
+		body: api.CopiesRequest{}, answer: api.Cluster{}, answers: (*call).setCopies},
 	{method: "GET", path: api.Prefix + "/nodes", summary: "The members of the cluster", answer: []api.Node{}, answers: (*call).nodes},
-	{method: "GET", path: api.Prefix + "/node", summary: "How this node and its disks are doing", answer: api.NodeStatus{}, answers: (*call).node},
-	{method: "GET", path: api.Prefix + "/node/disks", summary: "This node's disks", answer: []api.Disk{}, answers: (*call).disks},
-	{method: "GET", path: api.Prefix + "/log", summary: "The level of the log", answer: api.LogLevel{}, answers: (*call).logLevel},
-	{method: "PUT", path: api.Prefix + "/log", summary: "Set the level of the log, until the daemon ends",
+	{method: "PUT", path: nodePath + "/drain", summary: "Bring a node's data to others; it stays in sync until they are",
+		query: []param{{"force", "boolean", "whether to do so if fewer nodes than copies are left"}}, answer: api.Node{}, answers: (*call).drainNode},
+	{method: "DELETE", path: nodePath + "/drain", summary: "Let a node hold data again", answer: api.Node{}, answers: (*call).undrainNode},
+	{method: "PUT", path: nodePath + "/weight", summary: "Set how much of the weight of a node's disks counts", body: api.WeightRequest{}, answer: api.Node{}, answers: (*call).weighNode},
+	{method: "DELETE", path: nodePath, summary: "Make a node, which is down or drained and empty, one that is gone for good",
+		query: []param{{"force", "string", "the node's name: what only it has is lost"}}, answer: api.Names{}, answers: (*call).removeNode},
+	{method: "GET", path: api.Prefix + "/disks", summary: "The disks of all nodes", answer: []api.Disk{}, answers: (*call).allDisks},
+	{method: "GET", path: api.Prefix + "/recovery", summary: "How far data is where it shall be", answer: api.Recovery{}, answers: (*call).recovery},
+	{method: "PUT", path: api.Prefix + "/recovery", summary: "Set when data is moved", body: api.RecoverySettings{}, answer: api.Recovery{}, answers: (*call).setRecovery},
+	{method: "POST", path: api.Prefix + "/recovery/force", summary: "Bring the data of nodes that are down elsewhere now", answer: api.Names{}, answers: (*call).forceRecovery},
+}
+
+// nodeRoutes are about one node: the one that is asked, or another one that this asks.
+var nodeRoutes = []route{
+	{method: "GET", path: api.Prefix + "/node", perNode: true, summary: "How a node and its disks are doing", answer: api.NodeStatus{}, answers: (*call).node},
+	{method: "GET", path: api.Prefix + "/node/disks", perNode: true, summary: "A node's disks", answer: []api.Disk{}, answers: (*call).disks},
+	{method: "POST", path: api.Prefix + "/node/disks", perNode: true, summary: "Add a disk while the node runs",
+		body: api.DiskRequest{}, status: http.StatusCreated, answer: api.Disk{}, answers: (*call).plug},
+	{method: "DELETE", path: api.Prefix + "/node/disks", perNode: true, summary: "Take a disk out while the node runs; others hold what it held",
+		query: []param{{"disk", "string", "its path or id"}}, answer: api.Disk{}, answers: (*call).unplug},
+	{method: "POST", path: api.Prefix + "/node/shutdown", summary: "Stop a node's daemon in an orderly way",
+		query: []param{paramNode}, status: http.StatusAccepted, answer: api.Names{}, answers: (*call).shutdownNode},
+	{method: "GET", path: api.Prefix + "/log", perNode: true, summary: "The level of the log", answer: api.LogLevel{}, answers: (*call).logLevel},
+	{method: "PUT", path: api.Prefix + "/log", perNode: true, summary: "Set the level of the log, until the daemon ends",
 		body: api.LogLevel{}, answer: api.LogLevel{}, answers: (*call).setLogLevel},
-	{method: "GET", path: api.Prefix + "/sessions", summary: "The clients of this node's frontends", answer: []api.Session{}, answers: (*call).sessions},
+	{method: "GET", path: api.Prefix + "/sessions", perNode: true, summary: "The clients of a node's frontends", answer: []api.Session{}, answers: (*call).sessions,
+		query: []param{{"all", "boolean", "whether to list those of all nodes"}}},
 	{method: "GET", path: api.Prefix + "/exports", summary: "VDIs and snapshots with the URIs for clients", answer: []api.Export{}, answers: (*call).exports},
 }
 

@@ -290,3 +290,55 @@ func TestGarbage(t *testing.T) {
 		t.Errorf("a header of 4 MiB: %v %.100q", err, b)
 	}
 }
+
+// A call about another node is answered by that, with its status and its errors; what cannot
+// be asked of others is refused.
+func TestForwarded(t *testing.T) {
+	s, volumes := start(t, nil)
+	s.Join(t, volumes)
+	for _, c := range []struct {
+		name string
+		request
+		status int
+		says   string
+	}{
+		{"itself", request{method: "GET", path: "/api/v1/node?node=n1"}, 200, `"name":"n1"`},
+		{"another", request{method: "GET", path: "/api/v1/node?node=n2"}, 200, `"name":"n2"`},
+		{"another by number", request{method: "GET", path: "/api/v1/node/disks?node=2"}, 200, `"d2"`},
+		{"one that does not answer", request{method: "GET", path: "/api/v1/node?node=g4"}, 503, "g4"},
+		{"nobody", request{method: "GET", path: "/api/v1/node?node=n9"}, 404, "n9"},
+		{"another's error", request{method: "PUT", path: "/api/v1/log?node=n2", header: asJSON, body: `{"level":"loud"}`}, 400, "loud"},
+		{"another's body", request{method: "PUT", path: "/api/v1/log?node=n2", header: asJSON, body: `{"level":"debug"}`}, 200, "debug"},
+		{"another's query", request{method: "GET", path: "/api/v1/sessions?node=n2&colour=blue"}, 400, "colour"},
+		{"what is the same everywhere", request{method: "GET", path: "/api/v1/vdis?node=n2"}, 400, "node"},
+		{"a huge body", request{method: "PUT", path: "/api/v1/log?node=n2", header: asJSON, body: strings.Repeat(" ", 16<<20)}, 400, "body"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			status, _, body := do(t, s, c.request)
+			if status != c.status || !strings.Contains(body, c.says) {
+				t.Errorf("status %d, want %d; it says %.300q, want %q", status, c.status, body, c.says)
+			}
+		})
+	}
+	if s.Flock.Other.Level.Level().String() != "DEBUG" || s.Level.Level().String() != "INFO" {
+		t.Errorf("levels are %v here and %v there", s.Level.Level(), s.Flock.Other.Level.Level())
+	}
+}
+
+// Bytes from other nodes are answered with an error, or with what was asked for.
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte(`{"method":"GET","path":"/api/v1/node","query":""}`))
+	f.Add([]byte(`{"method":"PUT","path":"/api/v1/log","body":"e30="}`))
+	f.Add([]byte(`{"method":"GET","path":"/api/v1/sessions","query":"all=%zz"}`))
+	f.Add([]byte(`{`))
+	server, err := admintest.Lone()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		answer := server.Answer(t.Context(), "n2", b)
+		if len(answer) < 3 || !json.Valid(answer[2:]) {
+			t.Fatalf("%q is answered with %q", b, answer)
+		}
+	})
+}

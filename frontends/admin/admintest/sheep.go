@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -31,7 +32,9 @@ type Sheep struct {
 	Disks     []api.Disk
 	Clients   []api.Session
 	Stopped   bool // a shutdown was asked for
+	Flock     *Flock
 
+	name string
 	stop context.CancelFunc
 	done chan struct{}
 }
@@ -40,18 +43,9 @@ type Sheep struct {
 // test.
 func Start(t testing.TB, volumes admin.Volumes, change func(*admin.Config)) *Sheep {
 	t.Helper()
-	s := &Sheep{Formatted: true, Copies: 1, done: make(chan struct{})}
-	s.Disks = []api.Disk{{
-		ID: "d1", Path: "/disk", State: api.DiskOK, TotalBytes: 100 << 30, UsedBytes: 25 << 30, FreeBytes: 75 << 30, Objects: 1000, LogBytes: 1 << 20, LogLimit: 512 << 20,
-		Scrub: api.Scrub{Running: true, Done: 0.5}, Errors: map[string]uint64{"checksum": 0},
-	}}
-	cfg := admin.Config{
-		Volumes: volumes, Cluster: (*cluster)(s), Node: "n1", Version: "v0", Level: &s.Level, Now: func() time.Time { return Then },
-		Disks:    func() []api.Disk { s.Lock(); defer s.Unlock(); return append([]api.Disk(nil), s.Disks...) },
-		Sessions: []admin.SessionSource{(*sessions)(s)},
-		Exports:  func() []admin.ExportPoint { return []admin.ExportPoint{admin.NBDExports("127.0.0.1:10809")} },
-		Shutdown: s.shutdown,
-	}
+	s := newSheep("n1")
+	cfg := s.config(volumes)
+	cfg.Shutdown = s.shutdown
 	if change != nil {
 		change(&cfg)
 	}
@@ -76,6 +70,23 @@ func Start(t testing.TB, volumes admin.Volumes, change func(*admin.Config)) *She
 	return s
 }
 
+func newSheep(name string) *Sheep {
+	return &Sheep{Formatted: true, Copies: 1, name: name, done: make(chan struct{}), Disks: []api.Disk{{
+		ID: strings.Replace(name, "n", "d", 1), Path: "/disk", State: api.DiskOK, TotalBytes: 100 << 30, UsedBytes: 25 << 30, FreeBytes: 75 << 30, Objects: 1000, LogBytes: 1 << 20, LogLimit: 512 << 20,
+		Scrub: api.Scrub{Running: true, Done: 0.5}, Errors: map[string]uint64{"checksum": 0},
+	}}}
+}
+
+func (s *Sheep) config(volumes admin.Volumes) admin.Config {
+	return admin.Config{
+		Volumes: volumes, Cluster: cluster{s}, Node: s.name, Version: "v0", Level: &s.Level, Now: func() time.Time { return Then },
+		Disks:    func() []api.Disk { s.Lock(); defer s.Unlock(); return append([]api.Disk(nil), s.Disks...) },
+		Sessions: []admin.SessionSource{(*sessions)(s)},
+		Exports:  func() []admin.ExportPoint { return []admin.ExportPoint{admin.NBDExports("127.0.0.1:10809")} },
+		Plugs:    (*plugs)(s),
+	}
+}
+
 // Stop stops the sheep and waits for that.
 func (s *Sheep) Stop() {
 	s.stop()
@@ -89,19 +100,23 @@ func (s *Sheep) shutdown() {
 	s.stop()
 }
 
-type cluster Sheep
+type cluster struct{ *Sheep }
 
 // Info implements admin.Cluster.
-func (c *cluster) Info() api.Cluster {
+func (c cluster) Info() api.Cluster {
 	c.Lock()
 	defer c.Unlock()
 	if !c.Formatted {
-		return api.Cluster{Status: api.StatusUnformatted, Reason: `run "dog cluster format"`, Node: "n1"}
+		return api.Cluster{Status: api.StatusUnformatted, Reason: `run "dog cluster format"`, Node: c.name}
 	}
 	then := Then
 	i := api.Cluster{
-		Formatted: true, ID: "c1d2", Name: "sheepdog", Created: &then, Epoch: 3, Status: api.StatusOK, Node: "n1", Leader: true,
+		Formatted: true, ID: "c1d2", Name: "sheepdog", Created: &then, Epoch: 3, Status: api.StatusOK, Node: c.name, Leader: c.name == "n1",
 		DefaultCopies: c.Copies, ObjectSize: 4 << 20, Policies: []api.Policy{{ID: 1, Copies: c.Copies, MinInSync: 1, Partitions: 64}},
+	}
+	i.LeaderNode, i.NodesUp, i.Recovery, i.OutAfter = "n1", 1, !c.flock().hold, c.flock().outAfter
+	if c.Flock != nil {
+		i.NodesUp, i.NodesDown = 3, 1
 	}
 	if c.Copies > 1 {
 		i.Status, i.Reason = api.StatusDegraded, "there are fewer replicas than copies asked for: add nodes with disks"
@@ -111,19 +126,23 @@ func (c *cluster) Info() api.Cluster {
 }
 
 // Nodes implements admin.Cluster.
-func (c *cluster) Nodes() []api.Node {
+func (c cluster) Nodes() []api.Node {
 	c.Lock()
 	defer c.Unlock()
 	if !c.Formatted {
 		return nil
 	}
+	if c.Flock != nil {
+		return c.Flock.members(c.name)
+	}
 	return []api.Node{{
-		ID: 1, Name: "n1", Address: "127.0.0.1", Zone: "n1", State: "up", Since: Then, Incarnation: 2, Disks: 1, Weight: 102400, Replicas: 64, Primaries: 64, Self: true,
+		ID: 1, Name: "n1", Address: "127.0.0.1", Zone: "n1", State: "up", Since: Then, Incarnation: 2, Disks: 1, Weight: 102400, Percent: 100,
+		Replicas: 64, Primaries: 64, Targets: 64, Leader: true, Self: true,
 	}}
 }
 
 // Format implements admin.Cluster.
-func (c *cluster) Format(_ context.Context, o admin.FormatOptions) error {
+func (c cluster) Format(_ context.Context, o admin.FormatOptions) error {
 	c.Lock()
 	defer c.Unlock()
 	if c.Formatted {
@@ -134,12 +153,12 @@ func (c *cluster) Format(_ context.Context, o admin.FormatOptions) error {
 }
 
 // Locate implements admin.Cluster.
-func (c *cluster) Locate(_ object.PolicyID, id object.ID) (api.Placement, error) {
+func (c cluster) Locate(_ object.PolicyID, id object.ID) (api.Placement, error) {
 	return api.Placement{Partition: int(object.PartitionOf(id, 64)), Nodes: []string{"n1"}}, nil
 }
 
 // Ready implements admin.Cluster.
-func (c *cluster) Ready() error {
+func (c cluster) Ready() error {
 	c.Lock()
 	defer c.Unlock()
 	if !c.Formatted {

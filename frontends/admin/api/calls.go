@@ -54,9 +54,10 @@ func (c *Client) Format(ctx context.Context, q FormatRequest) (v Cluster, err er
 	return v, c.call(ctx, http.MethodPost, "/cluster/format", nil, q, &v)
 }
 
-// Shutdown stops the node's daemon; it is on its way when this returns.
-func (c *Client) Shutdown(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, "/cluster/shutdown", nil, nil, nil)
+// Shutdown stops the daemons of all nodes; they are on their way when this returns. With
+// force also if some cannot be told.
+func (c *Client) Shutdown(ctx context.Context, force bool) (v Names, err error) {
+	return v, c.call(ctx, http.MethodPost, "/cluster/shutdown", whether("force", force), nil, &v)
 }
 
 // Nodes lists the members of the cluster.
@@ -64,29 +65,42 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	return get[[]Node](ctx, c, "/nodes", nil)
 }
 
-// Node tells how the node is doing.
-func (c *Client) Node(ctx context.Context) (NodeStatus, error) {
-	return get[NodeStatus](ctx, c, "/node", nil)
+// In the calls below, node is whom they are about: "" is the node that is asked, which asks
+// any other one.
+
+// Node tells how a node is doing.
+func (c *Client) Node(ctx context.Context, node string) (NodeStatus, error) {
+	return get[NodeStatus](ctx, c, "/node", values("node", node))
 }
 
-// Disks tells how the node's disks are doing.
-func (c *Client) Disks(ctx context.Context) ([]Disk, error) {
-	return get[[]Disk](ctx, c, "/node/disks", nil)
+// Disks tells how a node's disks are doing.
+func (c *Client) Disks(ctx context.Context, node string) ([]Disk, error) {
+	return get[[]Disk](ctx, c, "/node/disks", values("node", node))
+}
+
+// AllDisks tells how the disks of all nodes are doing.
+func (c *Client) AllDisks(ctx context.Context) ([]Disk, error) {
+	return get[[]Disk](ctx, c, "/disks", nil)
 }
 
 // LogLevel tells the least level that is logged.
-func (c *Client) LogLevel(ctx context.Context) (LogLevel, error) {
-	return get[LogLevel](ctx, c, "/log", nil)
+func (c *Client) LogLevel(ctx context.Context, node string) (LogLevel, error) {
+	return get[LogLevel](ctx, c, "/log", values("node", node))
 }
 
 // SetLogLevel sets the least level that is logged, until the daemon ends.
-func (c *Client) SetLogLevel(ctx context.Context, level string) (v LogLevel, err error) {
-	return v, c.call(ctx, http.MethodPut, "/log", nil, LogLevel{Level: level}, &v)
+func (c *Client) SetLogLevel(ctx context.Context, node, level string) (v LogLevel, err error) {
+	return v, c.call(ctx, http.MethodPut, "/log", values("node", node), LogLevel{Level: level}, &v)
 }
 
-// Sessions lists the clients of the node's frontends.
-func (c *Client) Sessions(ctx context.Context) ([]Session, error) {
-	return get[[]Session](ctx, c, "/sessions", nil)
+// Sessions lists the clients of a node's frontends.
+func (c *Client) Sessions(ctx context.Context, node string) ([]Session, error) {
+	return get[[]Session](ctx, c, "/sessions", values("node", node))
+}
+
+// AllSessions lists the clients of the frontends of all nodes.
+func (c *Client) AllSessions(ctx context.Context) ([]Session, error) {
+	return get[[]Session](ctx, c, "/sessions", values("all", "true"))
 }
 
 // Exports lists VDIs and snapshots with the URIs for clients.

@@ -20,6 +20,11 @@ type Cluster struct {
 	Reason        string     `json:"reason,omitempty"` // why it is not ok, and what to do
 	Node          string     `json:"node"`             // the node that was asked
 	Leader        bool       `json:"leader"`           // whether that node leads
+	LeaderNode    string     `json:"leader_node,omitempty"`
+	NodesUp       int        `json:"nodes_up"`
+	NodesDown     int        `json:"nodes_down"`
+	Recovery      bool       `json:"recovery"`  // data is moved when nodes come, go for long, or change weight
+	OutAfter      int64      `json:"out_after"` // seconds until the data of a node that is down is brought elsewhere; -1: never
 	DefaultCopies int        `json:"default_copies,omitempty"`
 	ObjectSize    int64      `json:"object_size,omitempty"` // default, bytes
 	Policies      []Policy   `json:"policies"`
@@ -62,13 +67,25 @@ type Node struct {
 	Incarnation uint64    `json:"incarnation"`
 	Disks       int       `json:"disks"`
 	Weight      uint64    `json:"weight"`   // share of the data
+	Percent     int       `json:"percent"`  // of Weight that counts
+	Drain       bool      `json:"drain"`    // it shall hold nothing, by somebody's wish
+	Out         bool      `json:"out"`      // it shall hold nothing, for it has been down for long
 	Replicas    int       `json:"replicas"` // partitions it holds in sync
 	Primaries   int       `json:"primaries"`
+	Targets     int       `json:"targets"`  // partitions it shall hold
+	Learning    int       `json:"learning"` // of those, that it is being brought in sync with
+	Leader      bool      `json:"leader"`
 	Gateway     bool      `json:"gateway"` // holds no data
 	Self        bool      `json:"self"`    // the node that was asked
 }
 
-// NodeStatus tells how the node that was asked is doing.
+// States of a node in Node.State.
+const (
+	NodeUp   = "up"
+	NodeDown = "down"
+)
+
+// NodeStatus tells how a node is doing.
 type NodeStatus struct {
 	ID         int       `json:"id"` // 0 before the cluster is formatted
 	Name       string    `json:"name"`
@@ -96,11 +113,13 @@ type GC struct {
 	LastError string     `json:"last_error,omitempty"`
 }
 
-// Disk tells how one disk of the node is doing.
+// Disk tells how one disk of a node is doing.
 type Disk struct {
+	Node       string `json:"node"`
 	ID         string `json:"id"`
 	Path       string `json:"path"`
-	State      string `json:"state"` // ok, full, readonly, failed
+	Weight     uint64 `json:"weight"` // share of the data that the cluster gives it
+	State      string `json:"state"`  // ok, full, readonly, failed; unknown: its node did not say
 	Reason     string `json:"reason,omitempty"`
 	TotalBytes int64  `json:"total_bytes"`
 	UsedBytes  int64  `json:"used_bytes"` // by all that is on it, also what is not ours
@@ -120,6 +139,7 @@ const (
 	DiskFull     = "full"
 	DiskReadOnly = "readonly"
 	DiskFailed   = "failed"
+	DiskUnknown  = "unknown"
 )
 
 // Scrub tells about the reading of all that is stored, to find rot early.
@@ -300,6 +320,7 @@ type LockRequest struct {
 
 // Session is one client of one frontend.
 type Session struct {
+	Node         string    `json:"node"`     // whose client it is
 	ID           string    `json:"id"`       // unique on the node
 	Protocol     string    `json:"protocol"` // nbd, …
 	Peer         string    `json:"peer"`

@@ -38,12 +38,12 @@ async function get(path) {
   return body;
 }
 
-function bar(used, total) {
+function bar(used, total, text) {
   const td = el("td");
   const p = document.createElement("progress");
   p.max = total || 1;
   p.value = used;
-  td.append(p, " " + (total ? Math.round((100 * used) / total) : 0) + " %");
+  td.append(p, " " + (text || (total ? Math.round((100 * used) / total) : 0) + " %"));
   return td;
 }
 
@@ -87,6 +87,7 @@ function showHead(c, n) {
     [state.vdis.length - vdis.length, "snapshots"],
     [state.sessions.length, "sessions"],
     [n.gc.pending, "deletions to be freed"],
+    [c.nodes_up + c.nodes_down ? c.nodes_up + " of " + (c.nodes_up + c.nodes_down) : "–", "nodes up"],
     [c.epoch, "epoch"],
   ];
   $("cards").replaceChildren(...facts.map(([big, small]) => {
@@ -96,17 +97,38 @@ function showHead(c, n) {
   }));
 }
 
+function nodeState(n) {
+  if (n.drain) return n.state + (n.replicas ? ", draining" : ", drained");
+  return n.state + (n.out ? ", out" : "");
+}
+
 function showNodes(nodes) {
-  table("nodes", ["Node", "State", "Address", "Zone", ">Disks", ">Replicas", ">Primaries", "Since"],
-    nodes.map((n) => [txt(n.name + (n.self ? " (this one)" : "")), badge(n.state, mood[n.state] || "bad"), txt(n.address), txt(n.zone), num(n.disks), num(n.replicas), num(n.primaries), txt(ago(n.since))]),
+  table("nodes", ["Node", "State", "Address", "Zone", ">Disks", ">Weight", ">Replicas", ">Primaries", "Since"],
+    nodes.map((n) => [txt(n.name + (n.self ? " (this one)" : "") + (n.leader ? ", leads" : "")), badge(nodeState(n), mood[nodeState(n)] || (n.state === "up" ? "warn" : "bad")), txt(n.address), txt(n.zone),
+      num(n.gateway ? "gateway" : n.disks), num(n.weight + (n.percent === 100 ? "" : " × " + n.percent + " %")), bar(n.replicas - n.learning, n.targets, n.replicas + " of " + n.targets), num(n.primaries), txt(ago(n.since))]),
     "The cluster is not formatted yet: dog cluster format");
 }
 
+function showRecovery(r) {
+  const when = r.out_after < 0 ? "nodes that are down are waited for without end" : "nodes that are down are waited for " + Math.round(r.out_after / 60) + " min";
+  $("recovery").textContent = (r.enabled ? "Enabled; " : "Disabled: data stays where it is; ") + when + ". " +
+    (r.moving ? r.moving + " of " + r.partitions + " partitions are to be moved." : "All data is where it shall be.");
+  $("recovery").className = r.enabled && !r.moving ? "" : "warn";
+  table("moving", ["Node", "State", ">Learning", ">Missing", ">Leaving"],
+    r.nodes.map((n) => [txt(n.node), txt(n.state + (n.why ? ", " + n.why : "")), num(n.learning), num(n.missing), num(n.leaving)]), "Nothing is to be moved");
+}
+
+function showPartitions(policies) {
+  table("partitions", ["Policy", ">Copies", ">Written to at least", ">Partitions", "Whole", ">Degraded", ">Unavailable", ">Recovering"],
+    policies.map((p) => [txt(p.id), num(p.copies), num(p.min_in_sync), num(p.partitions), bar(p.partitions - p.degraded, p.partitions), el("td", p.degraded, p.degraded ? "n warn" : "n"), el("td", p.unavailable, p.unavailable ? "n bad" : "n"), num(p.recovering)]),
+    "There are none yet");
+}
+
 function showDisks(disks) {
-  table("disks", ["Disk", "State", "Used", ">Size", ">Free", ">Objects", ">Log", "Scrub", ">Corrupt"],
-    disks.map((d) => [txt(d.path), badge(d.state, mood[d.state] || "bad"), bar(d.used_bytes, d.total_bytes), num(bytes(d.total_bytes)), num(bytes(d.free_bytes)), num(d.objects), num(bytes(d.log_bytes)),
+  table("disks", ["Node", "Disk", "State", "Used", ">Size", ">Free", ">Objects", ">Log", "Scrub", ">Corrupt"],
+    disks.map((d) => [txt(d.node), txt(d.path), badge(d.state, mood[d.state] || "bad"), bar(d.used_bytes, d.total_bytes), num(bytes(d.total_bytes)), num(bytes(d.free_bytes)), num(d.objects), num(bytes(d.log_bytes)),
       txt(d.scrub.running ? Math.floor(100 * d.scrub.done) + " %" : d.scrub.last_end ? ago(d.scrub.last_end) + " ago" : "–"), el("td", d.corrupt.length, d.corrupt.length ? "n bad" : "n")]),
-    "This node has no disks: it is a gateway");
+    "There are none: all nodes are gateways");
 }
 
 function showVolumes() {
@@ -127,11 +149,13 @@ function showSessions(list) {
 
 async function refresh() {
   try {
-    const [cluster, node, nodes, vdis, sessions] = await Promise.all(["/cluster", "/node", "/nodes", "/vdis", "/sessions"].map(get));
+    const [cluster, node, nodes, vdis, sessions, disks, recovery] = await Promise.all(["/cluster", "/node", "/nodes", "/vdis", "/sessions", "/disks", "/recovery"].map(get));
     state = { vdis, sessions };
     showHead(cluster, node);
     showNodes(nodes);
-    showDisks(node.disks);
+    showRecovery(recovery);
+    showPartitions(cluster.policies);
+    showDisks(disks);
     showVolumes();
     showSessions(sessions);
     $("login").hidden = true;

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"sheepdog/cluster"
+	"sheepdog/cluster/state"
+	"sheepdog/frontends/admin/api"
+)
+
+// outAfter is how long nodes may be down as the admin API has it.
+func outAfter(d time.Duration) int64 {
+	if d < 0 {
+		return -1
+	}
+	return int64(d / time.Second)
+}
+
+// operation says what clients are told of an operation on the cluster that failed.
+func operation(err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, k := range []struct {
+		err  error
+		kind api.Kind
+		hint string
+	}{
+		{state.ErrNotFound, api.KindNotFound, `"dog node list" shows the nodes`},
+		{cluster.ErrTooFew, api.KindBusy, "add nodes with disks first, or insist with --force: volumes then keep fewer copies"},
+		{cluster.ErrOnHold, api.KindBusy, `"dog cluster recover enable" lets data be moved again`},
+		{state.ErrNeeded, api.KindBusy, `"dog node drain" empties a node that is up, "dog node recovery" shows how far it is`},
+		{state.ErrStale, api.KindBusy, "try again"},
+		{cluster.ErrSilent, api.KindUnavailable, `"dog node list" shows which nodes are up`},
+		{state.ErrInvalid, api.KindInvalid, ""},
+	} {
+		if errors.Is(err, k.err) {
+			return &api.Error{Kind: k.kind, Message: err.Error(), Hint: k.hint}
+		}
+	}
+	return err
+}
+
+// Recovery implements admin.Operations.
+func (m membership) Recovery() api.Recovery {
+	i := m.Info()
+	r := api.Recovery{Enabled: i.Recovery, OutAfter: i.OutAfter}
+	for _, p := range i.Policies {
+		r.Partitions += p.Partitions
+		r.Degraded += p.Degraded
+		r.Unavailable += p.Unavailable
+	}
+	moving := m.Moving()
+	r.Moving = moving.Partitions
+	for _, n := range m.Nodes() {
+		x := api.NodeRecovery{Node: n.Name, State: n.State, Learning: n.Learning, Missing: moving.Missing[state.NodeID(n.ID)], Leaving: moving.Leaving[state.NodeID(n.ID)]}
+		switch {
+		case n.Drain:
+			x.Why = "drained"
+		case n.Out:
+			x.Why = "out"
+		}
+		if x.Learning+x.Missing+x.Leaving > 0 || x.Why != "" {
+			r.Nodes = append(r.Nodes, x)
+		}
+	}
+	return r
+}
+
+// SetRecovery implements admin.Operations.
+func (m membership) SetRecovery(ctx context.Context, q api.RecoverySettings) error {
+	if q.OutAfter != nil {
+		if err := m.SetOutAfter(ctx, time.Duration(*q.OutAfter)*time.Second); err != nil {
+			return operation(err)
+		}
+	}
+	if q.Enabled != nil {
+		return operation(m.Hold(ctx, !*q.Enabled))
+	}
+	return nil
+}
+
+// ForceRecovery implements admin.Operations.
+func (m membership) ForceRecovery(ctx context.Context) ([]string, error) {
+	names, err := m.ForceOut(ctx)
+	return names, operation(err)
+}
+
+// Drain implements admin.Operations.
+func (m membership) Drain(ctx context.Context, node string, drain, force bool) error {
+	return operation(m.Node.Drain(ctx, node, drain, force))
+}
+
+// Remove implements admin.Operations.
+func (m membership) Remove(ctx context.Context, node, force string) error {
+	return operation(m.Node.Remove(ctx, node, force != ""))
+}
+
+// SetWeight implements admin.Operations.
+func (m membership) SetWeight(ctx context.Context, node string, percent int) error {
+	return operation(m.Reweight(ctx, node, percent))
+}
+
+// SetCopies implements admin.Operations.
+func (m membership) SetCopies(ctx context.Context, copies int) error {
+	return operation(m.Node.SetCopies(ctx, copies))
+}
+
+// Disks implements admin.Operations.
+func (m membership) Disks() []api.Disk {
+	var list []api.Disk
+	for _, d := range m.DiskList() {
+		list = append(list, api.Disk{Node: d.Node, ID: d.ID, Path: d.Path, Weight: d.Weight, TotalBytes: int64(d.Weight) << 20})
+	}
+	return list
+}
+
+// StopNode implements admin.Operations.
+func (m membership) StopNode(ctx context.Context, node string) error {
+	return operation(m.Node.StopNode(ctx, node))
+}
+
+// StopAll implements admin.Operations.
+func (m membership) StopAll(ctx context.Context, force bool) ([]string, error) {
+	names, err := m.Node.StopAll(ctx, force)
+	return names, operation(err)
+}
+
+// Ask implements admin.Operations.
+func (m membership) Ask(ctx context.Context, node string, question []byte) ([]byte, error) {
+	answer, err := m.Node.Ask(ctx, node, question)
+	return answer, operation(err)
+}
