@@ -75,7 +75,7 @@ bench-placement: ## quality and cost of data placement, simulated up to 500 node
 sim: ## replication of a whole cluster simulated from seeds (N=2000; SEED=n tells what happens in one)
 	go test -count=1 -timeout 1h -v -run 'TestSimulation' ./cluster/internal/replica -sim.n $(or $(N),2000) $(if $(SEED),-sim.seed $(SEED))
 
-demo: build tools ## a sheep on this machine with an ext4 image on volume vm1 (EXIT=1: stop when done; IMAGE=file)
+demo: build tools ## three sheep on this machine, an ext4 image on volume vm1, one sheep killed meanwhile (EXIT=1: stop when done; IMAGE=file NODES=1 ADDRESS=127.0.0.5)
 	@integration/demo.sh
 
 soak: build tools ## the crash and fault tests for longer: hundreds of kill -9 (ROUNDS=300), power cuts everywhere (SEEDS=10)
