@@ -34,6 +34,8 @@ type Store interface {
 	Stat(ctx context.Context, k object.Key) (object.Info, error)
 	List(ctx context.Context, g object.Group, fn func(object.Info) error) error
 	Groups(ctx context.Context) ([]object.Group, error)
+	// Tight reports whether there is little space left for a group.
+	Tight(g object.Group) bool
 	// KeepMarks keeps the versions up to which nothing of a group is missing, Marks
 	// returns them after a restart.
 	KeepMarks(map[object.Group]object.Version) error

@@ -459,6 +459,7 @@ func (noStore) Stat(context.Context, object.Key) (object.Info, error) {
 	return object.Info{}, errNoStore
 }
 func (noStore) Groups(context.Context) ([]object.Group, error) { return nil, nil }
+func (noStore) Tight(object.Group) bool                        { return false }
 func (noStore) List(context.Context, object.Group, func(object.Info) error) error {
 	return errNoStore
 }

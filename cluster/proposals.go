@@ -18,7 +18,7 @@ type proposals struct {
 
 	mu      sync.Mutex
 	waiting []state.ChangeISR
-	urgent  bool // one that waits takes a member out: clients wait for it
+	urgent  bool // clients wait for one that waits
 	// pending are those that wait or are under way, so that one that is repeated is not
 	// proposed twice.
 	pending map[proposal]bool
@@ -28,6 +28,7 @@ type proposal struct {
 	group       object.Group
 	epoch       state.Epoch
 	add, remove state.NodeID
+	renew       bool
 }
 
 const (
@@ -51,7 +52,7 @@ func (p *proposals) init(f *flock) {
 }
 
 func proposalOf(c *state.ChangeISR) proposal {
-	return proposal{object.Group{Policy: c.Policy, Partition: c.Partition}, c.Epoch, c.Add, c.Remove}
+	return proposal{object.Group{Policy: c.Policy, Partition: c.Partition}, c.Epoch, c.Add, c.Remove, c.Renew}
 }
 
 // add begins to propose a change, unless it is being proposed.
@@ -64,7 +65,7 @@ func (p *proposals) add(c state.ChangeISR) {
 	}
 	p.pending[key] = true
 	p.waiting = append(p.waiting, c)
-	p.urgent = p.urgent || c.Remove != 0
+	p.urgent = p.urgent || c.Add == 0
 	signal(p.wake)
 }
 

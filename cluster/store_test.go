@@ -142,5 +142,6 @@ func (s *memStore) Groups(context.Context) ([]object.Group, error) {
 	return list, nil
 }
 
+func (s *memStore) Tight(object.Group) bool                         { return false }
 func (s *memStore) KeepMarks(map[object.Group]object.Version) error { return nil }
 func (s *memStore) Marks() map[object.Group]object.Version          { return nil }

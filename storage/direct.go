@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 
 	"sheepdog/storage/internal/wal"
 	"sheepdog/storage/object"
@@ -211,6 +212,9 @@ func (w *direct) transfer(d *drive, r *object.Request) error {
 			w.sums = append(w.sums, wal.Sum(b[:blockSize]))
 		}
 		if _, err := w.file.WriteAt(data, int64(run.first)*blockSize); err != nil {
+			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+				return fmt.Errorf("write object %s on disk %s: %w: %w", w.o.key, d, object.ErrNoSpace, object.ErrTorn)
+			}
 			return fmt.Errorf("write object %s: %w", w.o.key, err)
 		}
 	}

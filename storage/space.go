@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"sheepdog/storage/disk"
+	"sheepdog/storage/object"
 )
 
 // space keeps account of what the disk has free, so that a write that needs space
@@ -19,6 +20,7 @@ type space struct {
 	promised [2]int64 // to pending blocks: since the last rotation of the log, and before it
 	asked    time.Time
 	full     bool // the last that asked for space was refused
+	tight    bool // see Store.Tight
 }
 
 // spaceAge is how old the file system's answer may be before it is asked again: when
@@ -96,6 +98,35 @@ func (s *space) merged() {
 	s.promised[1] = 0
 	s.asked = time.Time{}
 	s.mu.Unlock()
+}
+
+// Tight reports whether the disk of a group is nearly full: only so much is left above the
+// reserve that what others have begun to write here, and what clients may write by then,
+// still finds its place.
+func (s *Store) Tight(g object.Group) bool {
+	d := s.routes.find(g)
+	return d.failed() == nil && d.space.nearlyFull()
+}
+
+// maxSlack bounds the space above the reserve in which a disk counts as nearly full, in
+// bytes: more than can be under way at a time.
+const maxSlack = 1 << 30
+
+// nearlyFull has a hysteresis: who is told something twice a second shall not hear
+// something else each time.
+func (s *space) nearlyFull() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	slack := min(s.total/16, maxSlack)
+	limit := s.reserve + slack
+	if s.tight {
+		limit += slack / 4
+	}
+	if age := time.Since(s.asked); age > spaceAge || s.free < limit+slack && age > spaceAgeShort {
+		_ = s.ask()
+	}
+	s.tight = s.free < limit
+	return s.tight
 }
 
 func (s *space) usage() (total, free int64, full bool) {

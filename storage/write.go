@@ -13,6 +13,9 @@ import (
 // errShift: the caller and the object disagree about the object's size.
 var errShift = fmt.Errorf("object has another size: %w", object.ErrInvalid)
 
+// errNoGrow: the caller knows that there is no space for it.
+var errNoGrow = fmt.Errorf("write needs new space: %w", object.ErrNoSpace)
+
 // scratch is the memory that a logged write needs besides the object's. Pooled.
 type scratch struct {
 	rec  wal.Record
@@ -130,6 +133,9 @@ func (d *drive) claim(o *obj, r *object.Request, first, end uint32) (taken int64
 				taken += blockSize
 			}
 		}
+	}
+	if taken > 0 && r.Flags&object.FlagNoGrow != 0 {
+		return 0, errNoGrow
 	}
 	if taken > 0 && !d.space.take(taken) {
 		return 0, fmt.Errorf("disk %s has only its reserve left: %w", d, object.ErrNoSpace)

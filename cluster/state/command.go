@@ -202,13 +202,15 @@ type SetTargets struct {
 
 // ChangeISR puts a learner in sync or takes a member out, if the partition still has
 // the given epoch. The primary proposes it. To remove a learner gives a new epoch and
-// nothing else: a proposal to add it, if not decided yet, is then void.
+// nothing else: a proposal to add it, if not decided yet, is then void. Renew does so
+// without a learner: members are made equal anew.
 type ChangeISR struct {
 	Policy    object.PolicyID  `json:"policy"`
 	Partition object.Partition `json:"partition"`
 	Epoch     Epoch            `json:"epoch"`
 	Add       NodeID           `json:"add,omitempty"`
 	Remove    NodeID           `json:"remove,omitempty"`
+	Renew     bool             `json:"renew,omitempty"`
 }
 
 // ChangeISRs makes changes of many partitions in one epoch, each as ChangeISR would. Those

@@ -324,8 +324,8 @@ func (v *View) mayChangeISR(c *ChangeISR) (pos int, err error) {
 		return pos, refuse(ErrStale, "partition is at epoch %d, not %d", p.Epoch, c.Epoch)
 	case p.Undecided():
 		return pos, refuse(ErrInvalid, "it is not decided yet who holds the partition")
-	case (c.Add == 0) == (c.Remove == 0):
-		return pos, refuse(ErrInvalid, "either a member is added or one is removed")
+	case c.Renew && (c.Add != 0 || c.Remove != 0), !c.Renew && (c.Add == 0) == (c.Remove == 0):
+		return pos, refuse(ErrInvalid, "either a member is added or one is removed, or a new epoch begins")
 	case c.Add != 0 && !slices.Contains(p.Learners, c.Add):
 		return pos, refuse(ErrInvalid, "node %d is no learner", c.Add)
 	case c.Add != 0 && !v.up(p.Primary()):
@@ -345,7 +345,7 @@ func (v *View) changed(p Partition, c *ChangeISR) Partition {
 		p.ISR, p.Learners = with(p.ISR, c.Add), without(p.Learners, c.Add)
 		return settle(p)
 	}
-	if slices.Contains(p.Learners, c.Remove) {
+	if c.Renew || slices.Contains(p.Learners, c.Remove) {
 		return p // with a new epoch, in which it is added no more by what was proposed before
 	}
 	p.ISR = without(p.ISR, c.Remove)

@@ -328,7 +328,9 @@ func randomChange(rnd *rand.Rand, policy *Policy) *ChangeISR {
 	if len(policy.Partitions) > 0 {
 		p := policy.Partitions[c.Partition]
 		c.Epoch = p.Epoch
-		if len(p.Learners) > 0 && rnd.IntN(3) > 0 {
+		if rnd.IntN(8) == 0 {
+			c.Renew = true
+		} else if len(p.Learners) > 0 && rnd.IntN(3) > 0 {
 			c.Add = p.Learners[rnd.IntN(len(p.Learners))]
 		} else {
 			c.Remove = p.ISR[rnd.IntN(len(p.ISR))]

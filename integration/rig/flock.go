@@ -36,8 +36,16 @@ func freeNetwork(t testing.TB) int {
 type Flock struct {
 	Nodes []*Sheep
 
-	t   testing.TB
-	dir string
+	t    testing.TB
+	dir  string
+	opts FlockOptions
+}
+
+// FlockOptions of a cluster under test. The zero value is one disk for each node in a directory of the
+// test's own.
+type FlockOptions struct {
+	Disks  func(number int) []string // existing directories of a node, which are numbered from 1
+	Config string                    // further configuration, YAML lines at top level (not node or cluster)
 }
 
 // Member is a node as the cluster shows it.
@@ -58,7 +66,13 @@ type info struct {
 // NewFlock starts n daemons, formats them with so many copies and waits until all replicas are there.
 func NewFlock(t testing.TB, n, copies int) *Flock {
 	t.Helper()
-	f := &Flock{t: t, dir: t.TempDir()}
+	return NewFlockOf(t, n, copies, FlockOptions{})
+}
+
+// NewFlockOf is NewFlock with options.
+func NewFlockOf(t testing.TB, n, copies int, o FlockOptions) *Flock {
+	t.Helper()
+	f := &Flock{t: t, dir: t.TempDir(), opts: o}
 	if err := os.WriteFile(filepath.Join(f.dir, "secret"), []byte("the secret of the flock under test\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -87,11 +101,13 @@ func (f *Flock) node(network, number int) *Sheep {
 		Disks:  []string{filepath.Join(f.dir, name)},
 		config: filepath.Join(f.dir, name+".yaml"), logPath: filepath.Join(f.dir, name+".log"),
 	}
-	if err := os.Mkdir(s.Disks[0], 0o755); err != nil {
+	if f.opts.Disks != nil {
+		s.Disks = f.opts.Disks(number)
+	} else if err := os.Mkdir(s.Disks[0], 0o755); err != nil {
 		f.t.Fatal(err)
 	}
-	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\ncluster:\n  join: [127.0.%[4]d.1, 127.0.%[4]d.2]\n  secret_file: %s\n",
-		name, s.address, s.Disks[0], network, filepath.Join(f.dir, "secret"))
+	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\ncluster:\n  join: [127.0.%[4]d.1, 127.0.%[4]d.2]\n  secret_file: %s\n%s",
+		name, s.address, strings.Join(s.Disks, ", "), network, filepath.Join(f.dir, "secret"), f.opts.Config)
 	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
 		f.t.Fatal(err)
 	}

@@ -9,6 +9,9 @@ var (
 	ErrNotFound = errors.New("object not found")
 	// ErrNoSpace: the write needs space that the disk does not have. Nothing was changed.
 	ErrNoSpace = errors.New("no space left for objects")
+	// ErrTorn: the disk ran out of space in the midst of a write, against what it had said.
+	// Each sector of the range is old or new. It comes together with ErrNoSpace.
+	ErrTorn = errors.New("write was not completed")
 	// ErrCorrupt: blocks do not match their checksum (see CorruptError). No data was returned.
 	ErrCorrupt = errors.New("object is corrupt")
 	// ErrIO: the disk failed. The disk is out of service.

@@ -24,6 +24,8 @@ const (
 	// With a Generation it also is a fence: once it has completed, no primary carries out
 	// anything for Volume of an older generation, and nothing of the kind is under way.
 	FlagAll
+	// FlagNoGrow: OpWrite, OpZero fail with ErrNoSpace if they need new space, also if there is some.
+	FlagNoGrow
 )
 
 // Request is one asynchronous operation on one object. It goes down the layers

@@ -122,6 +122,8 @@ func (a *access) done() {
 	s.logf("client %d: %v: %v", c.id, a, a.Err)
 	switch {
 	case errors.Is(a.Err, object.ErrStale): // another gateway has taken the volume
+	case errors.Is(a.Err, object.ErrNoSpace) && s.full:
+		s.refused++
 	case a.Err != nil:
 		s.fail("client %d: %v", c.id, a.Err)
 	case a.Read && a.at < s.eras[a.Group.Partition]:
@@ -233,7 +235,7 @@ func (n *simNode) serve(i int, epoch state.Epoch, a *access, reply func(answer, 
 	s.logf("%s: client %d, epoch %d: %s", n.name, a.client.id, epoch, a)
 	p := n.parts[i]
 	r := &request{change: change{first: a.first, values: slices.Clone(a.values)}}
-	r.Op = replica.Op{ID: a.ID, Off: a.Off, Len: a.Len, Read: a.Read, Whole: a.Whole}
+	r.Op = replica.Op{ID: a.ID, Off: a.Off, Len: a.Len, Read: a.Read, Whole: a.Whole, Grows: !a.Read && !a.Whole}
 	if a.Whole {
 		r.change.values = nil
 	}

@@ -76,8 +76,12 @@ func (n *simNode) effect(p *replica.Partition, e replica.Effect) {
 		s.fail("nothing rots here, but %s fetches", n.name)
 	case replica.SyncPeer:
 		n.syncPeer(p, e)
-	case replica.Expel, replica.Admit:
+	case replica.Expel, replica.Admit, replica.Renew:
 		n.propose(p, e)
+	case replica.Yield:
+		n.yield(p, e)
+	case replica.Purge:
+		n.purge(p, e)
 	}
 }
 
@@ -97,7 +101,9 @@ func (n *simNode) applyOwn(p *replica.Partition, e replica.Effect) {
 			}
 			return
 		}
-		n.store(e.Op.ID, e.Version, r.change)
+		if err = n.room(e.Op.ID, r.change, e.Careful); err == nil {
+			n.store(e.Op.ID, e.Version, r.change)
+		}
 	}, func() {
 		p.Applied(n.s.now, e.Op, e.Epoch, err)
 		n.perform(p)
@@ -113,6 +119,78 @@ func (n *simNode) store(id object.ID, v object.Version, c change) {
 	n.put(id, v, c.first, c.values)
 }
 
+// room fails if a change needs space that there is not, or if it is careful and needs any.
+func (n *simNode) room(id object.ID, c change, careful bool) error {
+	grows := 0
+	o := n.disk.objects[id]
+	for k, v := range c.values {
+		if v != 0 && (o == nil || o.blocks[c.first+k] == 0) {
+			grows++
+		}
+	}
+	if grows > 0 && (careful || n.disk.used()+grows > n.disk.capacity) {
+		n.s.logf("%s: no space for %s %d: %v, careful %v", n.name, id, c.first, c.values, careful)
+		return object.ErrNoSpace
+	}
+	return nil
+}
+
+// tight reports whether there is little space left.
+func (n *simNode) tight() bool { return n.disk.used()+simSlack > n.disk.capacity }
+
+// yield makes holes where another node has some.
+func (n *simNode) yield(p *replica.Partition, e replica.Effect) {
+	s, to := n.s, n.s.node(e.To)
+	call(s, n, to, func(reply func(*simObject, error)) {
+		if to.self() != e.To {
+			reply(nil, replica.ErrRetry)
+			return
+		}
+		if o := to.disk.objects[e.ID]; o != nil {
+			c := *o
+			reply(&c, nil)
+			return
+		}
+		reply(nil, nil)
+	}, func(theirs *simObject, err error) {
+		gave := false
+		n.do(func() {
+			own := n.disk.objects[e.ID]
+			switch {
+			case err != nil || own == nil:
+			case theirs == nil:
+				n.store(e.ID, object.Version{}, change{})
+				gave = true
+			default:
+				for b := range own.blocks {
+					if theirs.blocks[b] == 0 && own.blocks[b] != 0 {
+						n.put(e.ID, own.version, b, []uint64{0})
+						gave = true
+					}
+				}
+			}
+		}, func() {
+			s.yields++
+			p.Yielded(s.now, e.To, e.ID, e.Epoch, gave, err)
+			n.perform(p)
+		})
+	})
+}
+
+// purge removes the objects of a partition.
+func (n *simNode) purge(p *replica.Partition, e replica.Effect) {
+	n.s.logf("%s: purges partition %d", n.name, n.index(p))
+	n.s.purges++
+	n.do(func() {
+		for _, id := range n.have(n.index(p)) {
+			n.store(id, object.Version{}, change{})
+		}
+	}, func() {
+		p.Purged(n.s.now, e.Epoch, nil)
+		n.perform(p)
+	})
+}
+
 // delivery is the token of a received change.
 type delivery struct {
 	change change
@@ -123,8 +201,13 @@ type delivery struct {
 
 func (n *simNode) applyReceived(p *replica.Partition, e replica.Effect) {
 	d := e.Token.(*delivery)
+	var err error
 	n.do(func() {
-		switch {
+		if d.whole != nil {
+			d.change = change{values: d.whole.blocks[:]}
+		}
+		switch err = n.room(e.ID, d.change, d.repair && e.Session != 0 && n.tight()); {
+		case err != nil:
 		case !d.repair:
 			n.store(e.ID, e.Version, d.change)
 		case d.whole == nil:
@@ -134,7 +217,10 @@ func (n *simNode) applyReceived(p *replica.Partition, e replica.Effect) {
 		}
 	}, func() {
 		e.Token = d.reply
-		p.Stored(n.s.now, e, nil)
+		if n.s.broken == ignoreSpace {
+			err = nil
+		}
+		p.Stored(n.s.now, e, err)
 		n.perform(p)
 	})
 }
@@ -148,6 +234,9 @@ func (n *simNode) sendChange(p *replica.Partition, e replica.Effect) {
 	call(s, n, to, func(reply func(struct{}, error)) {
 		to.receive(i, from, e, id, &delivery{change: c, reply: func(_ replica.Report, err error) { reply(struct{}{}, err) }})
 	}, func(_ struct{}, err error) {
+		if err == nil {
+			p.SetTight(e.To, to.tight())
+		}
 		if s.broken != ackEarly {
 			p.Acked(s.now, e.Op, e.Epoch, e.To, err)
 		}
@@ -290,10 +379,13 @@ func (n *simNode) propose(p *replica.Partition, e replica.Effect) {
 		return
 	}
 	c := state.ChangeISR{Policy: s.oracle.View().Policies[0].ID, Partition: object.Partition(n.index(p)), Epoch: e.Epoch}
-	if e.Kind == replica.Expel {
+	switch e.Kind {
+	case replica.Expel:
 		c.Remove = e.To.Node
-	} else {
+	case replica.Admit:
 		c.Add = e.To.Node
+	case replica.Renew:
+		c.Renew = true
 	}
 	s.after(s.between(ms, 10*ms), func() {
 		part := s.oracle.View().Policies[0].Partitions[c.Partition]

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -76,6 +77,9 @@ func (p *Partition) tickLearner(now Time, i int) {
 	}
 	switch l.phase {
 	case resting:
+		if p.isTight(p.peers[i].Peer) {
+			return // it goes on when there is space
+		}
 		l.phase = asking
 		p.emit(Effect{Kind: Ask, To: p.peers[i].Peer, Session: l.session})
 	case admitting:
@@ -195,7 +199,7 @@ func (p *Partition) Grant(now Time, n int) (begun int) {
 	}
 	for i := range p.peers {
 		l := p.peers[i].learner
-		for l != nil && len(l.queue) > 0 && begun < n {
+		for l != nil && len(l.queue) > 0 && begun < n && now >= l.at {
 			begun++
 			id := l.queue[0]
 			l.queue = l.queue[1:]
@@ -243,6 +247,12 @@ func (p *Partition) brought(now Time, op *Op, current bool, err error) {
 	i := p.indexOf(l)
 	switch {
 	case !current || i < 0:
+	case errors.Is(err, ErrBusy) && l.phase == repairing:
+		l.underway--
+		l.queue, l.at = append(l.queue, op.ID), now+Time(p.opt.Resend)
+	case errors.Is(err, object.ErrNoSpace):
+		p.setTight(p.peers[i].Peer, true)
+		p.dropLearner(now, i)
 	case err != nil:
 		p.dropLearner(now, i)
 	case mine:

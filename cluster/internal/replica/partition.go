@@ -27,6 +27,14 @@ type Partition struct {
 	unleased bool // an op is ready, but there was no lease
 	failed   bool // this node's own store; it asks to be expelled
 
+	tight    []Peer // members and learners without space, this node included; see space.go
+	renewing bool   // a new epoch is wanted, and nothing begins before
+	renewAt  Time   // when that is proposed again
+	holds    bool   // there may be something of the partition in the store
+	current  bool   // see Current
+	purging  bool   // that is under way
+	purgeAt  Time   // when to try again to remove that; 0: not
+
 	applying  int                // changes under way in the store in this epoch and session
 	earlier   int                // and in earlier ones
 	session   uint32             // of a learner: the primary's last Ask
@@ -77,7 +85,7 @@ type peer struct {
 // New returns the partition of a node that has started: the report says what is in its
 // store. It does nothing before SetView.
 func New(o Options, r Report) *Partition {
-	p := &Partition{opt: o, mark: r.Mark}
+	p := &Partition{opt: o, mark: r.Mark, holds: r.Holds}
 	for _, id := range r.Recent {
 		// Beyond the mark, and covered by the marks of later epochs.
 		p.remember(id, object.Version{Epoch: r.Mark.Epoch, Seq: ^uint64(0)})
@@ -121,7 +129,7 @@ func (p *Partition) Readable() bool { return p.Serving() || p.role == member && 
 
 // Idle reports whether Tick has nothing to do before another event comes.
 func (p *Partition) Idle() bool {
-	return p.role != primary || p.phase == serving && p.sequenced.front == nil && p.held.front == nil && len(p.view.Learners) == 0 &&
+	return p.role != primary && p.purgeAt == 0 || p.role == primary && p.phase == serving && !p.renewing && p.sequenced.front == nil && p.held.front == nil && len(p.view.Learners) == 0 &&
 		!p.failed && p.told == p.committed() && !slices.ContainsFunc(p.peers, func(m peer) bool { return m.expel })
 }
 
@@ -130,11 +138,16 @@ func (p *Partition) SetView(now Time, v View) {
 	if v.Epoch <= p.view.Epoch {
 		return
 	}
+	if p.Serving() {
+		p.mark = p.committed() // everything up to it is here and on all members
+	}
 	p.refuseAll()
 	p.view = v
 	p.role = p.roleIn(v)
 	p.earlier += p.applying
 	p.applying, p.seq, p.told, p.failed, p.unleased, p.holders = 0, 0, Mark{}, false, false, nil
+	p.renewing, p.purgeAt = false, 0
+	p.tight = slices.DeleteFunc(p.tight, func(m Peer) bool { return !v.has(m) })
 	p.received, p.repaired, p.served, p.floor, p.session, p.sessions = nil, nil, false, 0, 0, 0
 	p.peers, p.formers = p.peers[:0], p.formers[:0]
 	for _, q := range p.questions {
@@ -143,10 +156,19 @@ func (p *Partition) SetView(now Time, v View) {
 	p.questions = p.questions[:0]
 	p.phase = draining
 	p.settling = settling{}
-	if p.role == primary {
+	switch p.role {
+	case primary:
+		p.holds = true
 		p.reign(now)
+	case outside:
+		p.purge()
+	default:
+		p.holds = true
 	}
 }
+
+// has reports whether a node is a member or learner.
+func (v *View) has(m Peer) bool { return slices.Contains(v.ISR, m) || slices.Contains(v.Learners, m) }
 
 func (p *Partition) roleIn(v View) role {
 	is := func(m Peer) bool { return m == p.opt.Self }
@@ -228,8 +250,11 @@ func (p *Partition) drained(now Time) {
 		p.emit(Effect{Kind: Reply, To: q.from, Token: q.token, Report: p.disclose()})
 	}
 	p.questions = p.questions[:0]
-	if p.role == primary && p.phase == draining {
+	switch {
+	case p.role == primary && p.phase == draining:
 		p.survey(now)
+	case p.role == outside:
+		p.purge()
 	}
 }
 

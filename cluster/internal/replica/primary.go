@@ -58,7 +58,7 @@ func (p *Partition) run(now Time, op *Op) {
 	switch {
 	case op.learner != nil:
 		p.repair(op)
-	case p.phase != serving || p.failed || !p.leased(now) || !op.Read && len(p.view.ISR) < p.view.MinInSync:
+	case p.phase != serving || p.failed || p.renewing || !p.leased(now) || !op.Read && len(p.view.ISR) < p.view.MinInSync:
 		p.hold(op)
 	case op.Read:
 		op.unlist()
@@ -76,23 +76,30 @@ func (p *Partition) sequence(now Time, op *Op) {
 	p.seq++
 	op.state, op.sent = opRunning, now
 	op.version = object.Version{Epoch: uint64(p.view.Epoch), Seq: p.seq}
-	op.need, op.sending, op.lost, op.fetched = 1, 0, 0, 0
+	op.need, op.sending, op.lost, op.fetched, op.short = 1, 0, 0, 0, 0
 	p.sequenced.push(op)
 	p.remember(op.ID, op.version)
+	if op.careful = op.Grows && p.short(); !op.careful {
+		p.spread(op)
+	}
+	p.apply(op)
+}
+
+// spread sends a change to everybody else.
+func (p *Partition) spread(op *Op) {
 	for i := 1; i < len(p.peers); i++ {
 		if l := p.peers[i].learner; l == nil || l.takes(op.ID) {
 			op.need |= 1 << i
 			p.send(op, i)
 		}
 	}
-	p.apply(op)
 }
 
 // apply has a change carried out here.
 func (p *Partition) apply(op *Op) {
 	op.refs++
 	p.applying++
-	p.emit(Effect{Kind: Apply, Op: op, Version: op.version})
+	p.emit(Effect{Kind: Apply, Op: op, Version: op.version, Careful: op.careful})
 }
 
 func (p *Partition) send(op *Op, i int) {
@@ -126,10 +133,15 @@ func (p *Partition) Applied(now Time, op *Op, epoch state.Epoch, err error) {
 		p.hold(op) // and read again: who knows what has been written elsewhere
 	case op.Read:
 		p.finish(now, op, err)
+	case errors.Is(err, object.ErrNoSpace) && p.noSpaceHere(now, op, err):
 	case err != nil:
 		p.failure(now, op, err)
 	default:
 		op.need &^= 1
+		if op.careful {
+			op.careful, op.sent = false, now
+			p.spread(op)
+		}
 		p.complete(now, op)
 	}
 }
@@ -207,6 +219,8 @@ func (p *Partition) Acked(now Time, op *Op, epoch state.Epoch, to Peer, err erro
 	case errors.Is(err, ErrRetry) || errors.Is(err, ErrEpoch):
 		op.lost |= 1 << i
 		p.peers[i].later(now, p.opt)
+	case errors.Is(err, object.ErrNoSpace):
+		p.noSpaceThere(now, op, i)
 	case p.peers[i].learner != nil:
 		p.dropLearner(now, i)
 	default:
@@ -263,7 +277,13 @@ func (p *Partition) expel(now Time, i int) {
 // Tick lets time pass.
 func (p *Partition) Tick(now Time) {
 	if p.role != primary {
+		if p.purgeAt != 0 && now >= p.purgeAt {
+			p.purge()
+		}
 		return
+	}
+	if p.renewing {
+		p.renew(now)
 	}
 	for i := range p.peers {
 		m := &p.peers[i]
@@ -300,7 +320,7 @@ func (p *Partition) tickOps(now Time) {
 			if op.lost.has(i) && due.has(i) {
 				p.send(op, i)
 			}
-			if now >= op.sent+Time(p.patience(i)) {
+			if now >= op.sent+Time(p.patience(i)) && !op.short.has(i) {
 				late |= 1 << i
 			}
 		}

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"slices"
 
 	"sheepdog/cluster/state"
@@ -95,6 +96,9 @@ func (p *Partition) surveyed(now Time) {
 // settle copies the primary's content of what is in doubt, then serves.
 func (p *Partition) settle(now Time) {
 	s := &p.settling
+	if p.renewing {
+		return
+	}
 	for _, c := range s.left {
 		s.underway++
 		p.emit(Effect{Kind: Repair, To: p.peers[c.peer].Peer, ID: c.id})
@@ -118,6 +122,12 @@ func (p *Partition) settled(now Time, to Peer, id object.ID, err error) {
 	i := p.index(to)
 	s := &p.settling
 	s.underway--
+	if errors.Is(err, object.ErrNoSpace) {
+		p.setTight(to, true)
+		s.underway++
+		p.emit(Effect{Kind: Yield, To: to, ID: id})
+		return
+	}
 	if err != nil {
 		s.left = append(s.left, copyTo{i, id})
 		p.peers[i].later(now, p.opt)
@@ -135,7 +145,7 @@ func (p *Partition) tickSurvey(now Time) {
 	for i := 1; i < len(p.view.ISR); i++ {
 		m := &p.peers[i]
 		waiting := !m.answer || p.settling.copying && p.settling.underway+len(p.settling.left) > 0
-		if waiting && now >= m.asked+Time(p.opt.AckTimeout) && p.owes(i) {
+		if waiting && now >= m.asked+Time(p.opt.AckTimeout) && p.owes(i) && !p.renewing {
 			p.expel(now, i)
 		}
 		if m.askAt == 0 || now < m.askAt {

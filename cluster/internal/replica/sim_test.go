@@ -23,6 +23,7 @@ const (
 	simPartitions = 2
 	simObjects    = 3 // of each partition
 	simBlocks     = 6 // of each object
+	simSlack      = 4 // blocks left when a disk begins to be tight
 	ms            = replica.Time(time.Millisecond)
 	second        = replica.Time(time.Second)
 
@@ -57,6 +58,10 @@ type sim struct {
 	previous      history // before partitions were begun again
 	trace         []string
 	failure       error
+	full          bool // disks are small
+	yields        int
+	purges        int
+	refused       int // for want of space
 }
 
 // mutation is a deliberate mistake, which the simulation must find.
@@ -72,6 +77,7 @@ const (
 	forgetDrain    mutation = "answer surveys while older changes are under way"
 	trustMarks     mutation = "trust marks from before a restart of all members"
 	trustFlushes   mutation = "do not tell flushes of a restart of all members"
+	ignoreSpace    mutation = "take a change for made that a member had no space for"
 	takeUndecided  mutation = "serve while it is not decided who holds the partition"
 )
 
@@ -389,11 +395,27 @@ func (n *simNode) tick(inc uint64) {
 		}
 		n.gate.Tick(n.s.now)
 		n.performGate()
+		if n.s.full && n.s.chance(0.03) {
+			n.askSpace()
+		}
 		if n.s.chance(0.05) {
 			n.syncMarks()
 		}
 	}
 	n.s.after(10*ms, func() { n.tick(inc) })
+}
+
+// askSpace learns from a node whether it has space.
+func (n *simNode) askSpace() {
+	s, to := n.s, n.s.nodes[n.s.rng.IntN(len(n.s.nodes))]
+	m := to.self()
+	call(s, n, to, func(reply func(bool, error)) { reply(to.tight(), nil) }, func(tight bool, err error) {
+		for _, p := range n.parts {
+			if err == nil {
+				p.SetTight(m, tight)
+			}
+		}
+	})
 }
 
 // syncMarks makes the marks durable, with all that they cover.
@@ -468,6 +490,12 @@ func (n *simNode) catchUp(inc uint64) {
 		return
 	}
 	defer n.performGate()
+	if v.Node(n.id).State == state.NodeUp {
+		for _, p := range n.parts {
+			p.Current()
+			n.perform(p)
+		}
+	}
 	for i, p := range n.parts {
 		q := v.Policies[0].Partitions[i]
 		if q.Undecided() && n.s.broken != takeUndecided {
@@ -495,17 +523,31 @@ func viewOf(v *state.View, i int) replica.View {
 		}
 		return list
 	}
-	return replica.View{Epoch: part.Epoch, ISR: peers(part.ISR), Learners: peers(part.Learners), Former: peers(part.Former), MinInSync: v.Policies[0].MinInSync}
+	return replica.View{Epoch: part.Epoch, ISR: peers(part.ISR), Learners: peers(part.Learners), Former: peers(part.Former), MinInSync: v.Policies[0].MinInSync, Lost: part.Lost, Whole: wholeIn(v, part)}
+}
+
+// wholeIn reports whether all who shall hold a partition, and nobody else, hold it.
+func wholeIn(v *state.View, p *state.Partition) bool {
+	if p.Undecided() || len(p.ISR) != len(p.Targets) {
+		return false
+	}
+	for _, id := range p.Targets {
+		if !slices.Contains(p.ISR, id) || v.Node(id).State != state.NodeUp {
+			return false
+		}
+	}
+	return true
 }
 
 // simDisk holds blocks: those of the store, and those that a power cut leaves.
 type simDisk struct {
-	objects map[object.ID]*simObject
-	durable map[object.ID]*simObject
-	marks   [simPartitions]replica.Mark
-	dirty   map[object.ID]bool // changed since the marks were made durable
-	slow    bool
-	begun   int // operations of a process that has ended do nothing
+	objects  map[object.ID]*simObject
+	durable  map[object.ID]*simObject
+	marks    [simPartitions]replica.Mark
+	dirty    map[object.ID]bool // changed since the marks were made durable
+	slow     bool
+	capacity int // blocks
+	begun    int // operations of a process that has ended do nothing
 }
 
 type simObject struct {
@@ -514,7 +556,7 @@ type simObject struct {
 }
 
 func newSimDisk() *simDisk {
-	return &simDisk{objects: map[object.ID]*simObject{}, durable: map[object.ID]*simObject{}, dirty: map[object.ID]bool{}}
+	return &simDisk{capacity: 1 << 30, objects: map[object.ID]*simObject{}, durable: map[object.ID]*simObject{}, dirty: map[object.ID]bool{}}
 }
 
 func clone(m map[object.ID]*simObject) map[object.ID]*simObject {
@@ -524,6 +566,18 @@ func clone(m map[object.ID]*simObject) map[object.ID]*simObject {
 		out[id] = &c
 	}
 	return out
+}
+
+// used counts the blocks that are no holes.
+func (d *simDisk) used() (count int) {
+	for _, o := range d.objects {
+		for _, v := range o.blocks {
+			if v != 0 {
+				count++
+			}
+		}
+	}
+	return count
 }
 
 func (d *simDisk) sync() { d.durable = clone(d.objects) }
@@ -543,6 +597,9 @@ func (d *simDisk) report(i int) replica.Report {
 		if partitionOf(id) == i {
 			r.Recent = append(r.Recent, id)
 		}
+	}
+	for id := range d.objects {
+		r.Holds = r.Holds || partitionOf(id) == i
 	}
 	return r
 }

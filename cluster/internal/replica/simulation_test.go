@@ -22,6 +22,11 @@ func story(seed uint64, m mutation) *sim {
 	nodes, copies := 3+int(seed%3), 1+int(seed/3%3)
 	s := newSim(seed, nodes, copies, m)
 	s.harsh = seed%2 == 0
+	if s.full = seed%5 < 2; s.full {
+		for _, n := range s.nodes {
+			n.disk.capacity = 40 + s.rng.IntN(80)
+		}
+	}
 	s.watch()
 	if !s.run(s.settled, 20*second) {
 		s.fail("the cluster does not begin to work: %s", s.situation())
@@ -177,7 +182,7 @@ func (s *sim) peace() {
 	s.trouble = false
 	clear(s.cut)
 	for _, n := range s.nodes {
-		n.apart, n.disk.slow = false, false
+		n.apart, n.disk.slow, n.disk.capacity = false, false, 1<<30
 		n.wake()
 		n.revive()
 	}
@@ -194,6 +199,11 @@ func (s *sim) settled() bool {
 		if !n.running() || !n.parts[i].Serving() || !n.parts[i].Idle() || n.parts[i].Epoch() != p.Epoch {
 			return false
 		}
+		for _, o := range s.nodes { // who holds it no more has nothing of it
+			if len(o.have(i)) > 0 && !slices.Contains(p.ISR, o.id) && p.Lost == 0 {
+				return false
+			}
+		}
 	}
 	return true
 }
@@ -205,6 +215,9 @@ func (s *sim) situation() string {
 		fmt.Fprintf(&b, "partition %d: %+v", i, p)
 		n := s.nodes[p.Primary()-1]
 		fmt.Fprintf(&b, ", primary running %v serving %v epoch %d; ", n.running(), n.parts[i].Serving(), n.parts[i].Epoch())
+	}
+	for _, n := range s.nodes {
+		fmt.Fprintf(&b, "%s has %v %v; ", n.name, n.have(0), n.have(1))
 	}
 	for _, n := range v.Nodes {
 		fmt.Fprintf(&b, "%s %s inc %d; ", n.Name, n.State, n.Incarnation)
@@ -247,7 +260,7 @@ func TestSimulation(t *testing.T) {
 		}
 		return
 	}
-	ops := 0
+	ops, yields, purges, refused := 0, 0, 0, 0
 	for seed := range uint64(*simSeeds) {
 		s := story(seed+1, "")
 		if s.failure != nil {
@@ -256,8 +269,9 @@ func TestSimulation(t *testing.T) {
 		for _, c := range s.clients {
 			ops += c.ops
 		}
+		yields, purges, refused = yields+s.yields, purges+s.purges, refused+s.refused
 	}
-	t.Logf("%d stories, %d operations", *simSeeds, ops)
+	t.Logf("%d stories, %d operations, %d refused for want of space, %d changes given up for it, %d partitions removed", *simSeeds, ops, refused, yields, purges)
 }
 
 // The simulation must find each of these mistakes.
@@ -265,7 +279,7 @@ func TestSimulationNotices(t *testing.T) {
 	if *simSeeds < 500 {
 		t.Skip("make sim does it, without the race detector")
 	}
-	for _, m := range []mutation{ackEarly, skipEpoch, skipSettle, wrongSource, ignoreLease, skipGeneration, forgetDrain, trustMarks, trustFlushes, takeUndecided} {
+	for _, m := range []mutation{ackEarly, skipEpoch, skipSettle, wrongSource, ignoreLease, skipGeneration, forgetDrain, trustMarks, trustFlushes, takeUndecided, ignoreSpace} {
 		t.Run(string(m), func(t *testing.T) {
 			for seed := range uint64(3000) {
 				if s := story(seed+1, m); s.failure != nil {

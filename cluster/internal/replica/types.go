@@ -23,6 +23,12 @@ type View struct {
 	Learners  []Peer // up, and to be brought in sync
 	Former    []Peer // may still take themselves for the primary
 	MinInSync int    // changes wait while there are fewer in sync (INV-R4)
+	// Whole: all who shall hold the partition are up and in sync. What others have of it is
+	// not needed any more.
+	Whole bool
+	// Lost is when somebody gave up what the last member had: older replicas may be all that
+	// is left of it.
+	Lost state.Epoch
 	// Restarted is when the partition was begun again with what one of its members had left
 	// after all had lost their memory. Marks of earlier epochs mean nothing since.
 	Restarted state.Epoch
@@ -51,6 +57,8 @@ type Op struct {
 	Off  uint32
 	Len  uint32
 	Read bool
+	// Grows: the change may need new space in the stores.
+	Grows bool
 	// Whole ops concern all of the object, as creation by copying and deletion do.
 	Whole bool
 
@@ -60,10 +68,12 @@ type Op struct {
 	Owner any // the caller's
 
 	state    opState
+	careful  bool // it goes to the others only when this node has had the space for it
 	version  object.Version
 	need     slots    // whose success is missing; of a repair, the learner
 	sending  slots    // Sends under way
 	lost     slots    // to be sent again
+	short    slots    // did not have the space
 	fetched  slots    // asked for sound content in vain, or with success
 	refs     int      // effects under way that use the op
 	sent     Time     // when it got its version
@@ -96,7 +106,8 @@ type EffectKind uint8
 // Effects. Those marked with an event are answered by exactly one call of that event,
 // also when they fail.
 const (
-	// Apply carries out Op in this node's store, a change with Version: Applied. With a
+	// Apply carries out Op in this node's store, a change with Version: Applied. If it is
+	// Careful, a change that needs new space fails with object.ErrNoSpace. With a
 	// Token in place of Op it is the change that Receive was given: Stored.
 	Apply EffectKind = iota
 	// Send brings Op, Version and Mark to To, whose Partition gets Receive: Acked.
@@ -130,6 +141,15 @@ const (
 	Expel
 	// Admit proposes that the learner To be a member. No event but the View that follows.
 	Admit
+	// Renew proposes a new epoch in which nothing else changes. No event but the View that
+	// follows.
+	Renew
+	// Yield gives up what this node has of object ID where the member To has holes, and all
+	// of it if To has no such object: Yielded.
+	Yield
+	// Purge removes all that this node's store has of the partition: Purged. It may end with
+	// ErrRetry as soon as Epoch has passed.
+	Purge
 )
 
 // Effect is something that the caller shall do. The fields that its kind does not
@@ -146,6 +166,7 @@ type Effect struct {
 	Token   any
 	Report  Report // of Reply to Survey and Ask
 	Err     error  // of Reply
+	Careful bool   // of Apply
 }
 
 // Mark is a version up to which everything is there.
@@ -158,6 +179,8 @@ type Report struct {
 	// Recent are the objects that were changed beyond it, or may have been before a crash;
 	// the caller adds those with rotten blocks.
 	Recent []object.ID
+	// Holds: there is something of the partition in the store. Of this node's own only.
+	Holds bool
 }
 
 // Refusals. The caller brings them to the other side unchanged.
@@ -168,6 +191,9 @@ var (
 	// ErrEpoch: the message is of another epoch than the one known here (INV-R2), or this
 	// node is not done with earlier ones.
 	ErrEpoch = errorText("message of another epoch")
+	// ErrBusy: the learner has enough to do. Nothing was changed; the repair is asked for
+	// again.
+	ErrBusy = errorText("learner has enough to do")
 )
 
 type errorText string

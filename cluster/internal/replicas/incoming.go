@@ -46,6 +46,7 @@ func (r *Replicas) Handle(req *peer.Request) bool {
 var classes = map[uint16][]peer.Class{
 	opAct: {peer.Data}, opChange: {peer.Commit}, opCommitted: {peer.Commit}, opSurvey: {peer.Commit}, opSync: {peer.Commit},
 	opAsk: {peer.Bulk}, opRepair: {peer.Bulk, peer.Commit}, opSums: {peer.Bulk}, opBlocks: {peer.Bulk},
+	opSpace: {peer.Commit},
 }
 
 // dispatch begins what was asked for; an error is the answer.
@@ -75,8 +76,11 @@ func (in *incoming) dispatch() error {
 		return err
 	}
 	in.question = q
-	if in.req.Op == opSync {
+	switch in.req.Op {
+	case opSync:
 		return in.sync()
+	case opSpace:
+		return in.space()
 	}
 	if err := in.find(&q.route); err != nil {
 		return err
@@ -224,6 +228,9 @@ func (in *incoming) reply(e *replica.Effect) {
 	req := in.req
 	switch {
 	case e.Err != nil || req.Op == opChange || req.Op == opRepair:
+		if req.Op == opChange && e.Err == nil && in.r.cfg.Store.Tight(in.part.group) {
+			req.ReplyHead = append(req.ReplyHead, flagTight)
+		}
 		req.ReplyData = nil
 		req.Reply(e.Err)
 	case req.Op == opSurvey:

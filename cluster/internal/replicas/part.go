@@ -31,6 +31,8 @@ type part struct {
 	primary  atomic.Bool
 	serving  atomic.Bool
 	wanted   atomic.Int64
+	tight    atomic.Bool   // somebody has no space
+	latest   atomic.Uint64 // epoch
 	readable atomic.Uint64 // epoch in which this node's content may be read; 0: none
 	granting atomic.Bool   // evGrant was posted
 	mark     atomic.Pointer[replica.Mark]
@@ -53,6 +55,8 @@ const (
 	evAsk
 	evAnswered // a call of do has ended
 	evGrant
+	evSpace // of peer: tight
+	evCurrent
 )
 
 // event is something that happened. Only the fields of its kind are set.
@@ -69,6 +73,7 @@ type event struct {
 	answer func(now replica.Time, p *replica.Partition)
 	peer   replica.Peer
 	mark   replica.Mark
+	tight  bool
 }
 
 func newPart(r *Replicas, g object.Group) *part {
@@ -123,6 +128,9 @@ func (p *part) load(e *event) bool {
 
 func (p *part) begin(report replica.Report) {
 	p.p = replica.New(p.r.opt, report)
+	if p.r.current.Load() {
+		p.p.Current()
+	}
 	if p.first != nil {
 		p.p.SetLease(p.r.now(), replica.Time(p.r.lease.Load()))
 		p.p.SetView(p.r.now(), *p.first)
@@ -150,6 +158,9 @@ func (p *part) event(e *event) {
 		s := e.send
 		to, epoch, err, task := s.to, s.epoch, unknown(s.call.Err), s.task
 		s.busy = false
+		if err == nil {
+			p.p.SetTight(to, len(s.call.ReplyHead) > 0 && s.call.ReplyHead[0]&flagTight != 0)
+		}
 		p.p.Acked(now, &task.op, epoch, to, err)
 	case evReceive:
 		m := &e.in.change
@@ -167,6 +178,10 @@ func (p *part) event(e *event) {
 	case evGrant:
 		p.p.Grant(now, 1)
 		p.granting.Store(false)
+	case evSpace:
+		p.p.SetTight(e.peer, e.tight)
+	case evCurrent:
+		p.p.Current()
 	}
 }
 
@@ -185,6 +200,8 @@ func (p *part) note() {
 	p.primary.Store(p.p.Primary())
 	p.serving.Store(p.p.Serving())
 	p.wanted.Store(int64(p.p.Wanted()))
+	p.tight.Store(p.p.Tight())
+	p.latest.Store(uint64(p.p.Epoch()))
 	epoch := uint64(0)
 	if p.p.Readable() {
 		epoch = uint64(p.p.Epoch())
@@ -247,6 +264,12 @@ func (p *part) effect(e *replica.Effect) {
 		r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: e.Epoch, Remove: e.To.Node})
 	case replica.Admit:
 		r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: e.Epoch, Add: e.To.Node})
+	case replica.Renew:
+		r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: e.Epoch, Renew: true})
+	case replica.Yield:
+		p.yield(e)
+	case replica.Purge:
+		p.purge(e)
 	}
 }
 

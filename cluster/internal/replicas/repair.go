@@ -94,7 +94,7 @@ func (p *part) repair(e *replica.Effect) {
 }
 
 // repair makes an object of this node like the primary's.
-func (in *incoming) repair() error {
+func (in *incoming) repair() (err error) {
 	r, m := in.r, &in.change
 	r.Count.Repaired.Add(1)
 	key := object.Key{Group: m.group, ID: m.id}
@@ -110,6 +110,7 @@ func (in *incoming) repair() error {
 	switch {
 	case errors.Is(err, object.ErrNotFound):
 	case errors.Is(err, object.ErrCorrupt) || err == nil && mine.SizeShift != theirs.SizeShift:
+		r.damaged.Store(key, true) // what is missing here is not missing for want of space
 		if err := r.cfg.Store.Delete(r.ctx, key); err != nil {
 			return err
 		}
@@ -118,8 +119,18 @@ func (in *incoming) repair() error {
 		return err
 	}
 	t := transfer{r: r, src: &src, info: theirs, key: key}
+	if m.session != 0 && r.cfg.Store.Tight(m.group) {
+		t.flags = object.FlagNoGrow // recovery does not fill a disk
+	}
+	defer func() {
+		if err == nil {
+			r.damaged.Delete(key)
+		}
+	}()
 	return t.run(sums, own, err == nil && own != nil && mine.Version == theirs.Version)
 }
+
+func isNotFound(err error) bool { return errors.Is(err, object.ErrNotFound) }
 
 // look finds out what this node has of an object.
 func (r *Replicas) look(ctx context.Context, k object.Key) (object.Info, []uint64, error) {
@@ -187,10 +198,11 @@ func (s *source) blocks(ctx context.Context, off uint32, data []byte) error {
 
 // transfer brings an object of this node up to date.
 type transfer struct {
-	r    *Replicas
-	src  *source
-	info object.Info // the source's
-	key  object.Key
+	r     *Replicas
+	src   *source
+	info  object.Info // the source's
+	key   object.Key
+	flags object.Flags // of what is written
 }
 
 // pieceBytes is how much content travels at once.
@@ -262,7 +274,7 @@ func (t *transfer) touch(sums []uint64) error {
 // change writes here and waits.
 func (t *transfer) change(op object.Op, off, n uint32, data []byte) error {
 	return t.r.write(&object.Request{
-		Op: op, SizeShift: t.info.SizeShift, ID: t.key.ID, Policy: t.key.Group.Policy, Partition: t.key.Group.Partition,
+		Op: op, Flags: t.flags, SizeShift: t.info.SizeShift, ID: t.key.ID, Policy: t.key.Group.Policy, Partition: t.key.Group.Partition,
 		Off: off, Len: n, Data: data, Version: t.info.Version,
 	})
 }
@@ -294,6 +306,9 @@ func (in *incoming) serve() error {
 	}
 	r.works.Go(func() {
 		info, err := r.cfg.Store.Stat(r.ctx, key)
+		if _, damaged := r.damaged.Load(key); damaged {
+			err = object.ErrCorrupt
+		}
 		switch {
 		case err != nil:
 		case req.Op == opSums:
@@ -359,6 +374,7 @@ func (r *Replicas) report(g object.Group) *replica.Report {
 			if i.Uncertain || report.Mark.Less(i.Version) {
 				report.Recent = append(report.Recent, i.Key.ID)
 			}
+			report.Holds = true
 			return nil
 		})
 		if err == nil {

@@ -1,9 +1,11 @@
 package replicas
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +25,8 @@ type Store interface {
 	Stat(ctx context.Context, k object.Key) (object.Info, error)
 	List(ctx context.Context, g object.Group, fn func(object.Info) error) error
 	Groups(ctx context.Context) ([]object.Group, error)
+	// Tight reports whether there is little space left for a group. It takes no time.
+	Tight(g object.Group) bool
 }
 
 // Peer is the connections to another node; *peer.Peer is one.
@@ -91,6 +95,11 @@ type Replicas struct {
 	view   *state.View
 	stored map[object.Group]bool // the store had objects of it at the start
 
+	current atomic.Bool // the state that is known has this life of the node, and it is up
+	spaces  spaces
+	damaged sync.Map      // object.Key of what was removed because it was rotten, and is not replaced yet
+	purging chan struct{} // has room for those that may purge
+
 	out     outbox
 	flights flights
 	marks   outMarks
@@ -105,6 +114,7 @@ type Counters struct {
 	Repaired      atomic.Uint64 // objects that were compared with the primary's
 	RepairedBytes atomic.Uint64 // that were not equal, and taken
 	Fetched       atomic.Uint64 // rotten objects that were healed
+	Purged        atomic.Uint64 // objects that were removed because other nodes hold them
 }
 
 // New returns the replicas of a node that has just got its incarnation. Run must be
@@ -113,7 +123,7 @@ func New(ctx context.Context, cfg Config) (*Replicas, error) {
 	cfg.setDefaults()
 	r := &Replicas{
 		cfg: cfg, start: time.Now(), parts: map[object.Group]*part{}, view: &state.View{}, stored: map[object.Group]bool{},
-		wake: make(chan struct{}, 1), kicks: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), kicks: make(chan struct{}, 1), purging: make(chan struct{}, purgesAtATime),
 	}
 	r.opt = replica.Options{Self: cfg.Self, AckTimeout: cfg.AckTimeout, LearnerTimeout: cfg.LearnerTimeout, Resend: cfg.Resend}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
@@ -136,6 +146,9 @@ func (r *Replicas) SetState(v *state.View) {
 	old := r.view
 	r.view = v
 	r.mu.Unlock()
+	if n := v.Node(r.cfg.Self.Node); !r.current.Load() && n != nil && n.Incarnation == r.cfg.Self.Incarnation && n.State == state.NodeUp {
+		defer r.nowCurrent()
+	}
 	for _, p := range v.Policies {
 		was := old.Policy(p.ID)
 		if was == p {
@@ -162,7 +175,7 @@ func (r *Replicas) setPartition(v *state.View, policy *state.Policy, i int) {
 	p := r.parts[g]
 	r.mu.RUnlock()
 	if p == nil && !concerns(view, r.cfg.Self) {
-		return
+		return // what is in the store of it is dealt with by nowCurrent
 	}
 	if p == nil {
 		p = r.part(g)
@@ -175,8 +188,37 @@ func ViewOf(v *state.View, policy *state.Policy, i int) replica.View {
 	q := &policy.Partitions[i]
 	return replica.View{
 		Epoch: q.Epoch, ISR: peersOf(v, q.ISR), Learners: peersOf(v, q.Learners), Former: peersOf(v, q.Former), MinInSync: policy.MinInSync,
-		Restarted: q.Restarted,
+		Restarted: q.Restarted, Whole: whole(v, q), Lost: q.Lost,
 	}
+}
+
+// whole reports whether those who shall hold a partition, and nobody else, are in sync,
+// and are up.
+func whole(v *state.View, q *state.Partition) bool {
+	if q.Undecided() || len(q.ISR) != len(q.Targets) {
+		return false
+	}
+	for _, id := range q.Targets {
+		if n := v.Node(id); n == nil || n.State != state.NodeUp || !slices.Contains(q.ISR, id) {
+			return false
+		}
+	}
+	return true
+}
+
+// nowCurrent has partitions that are held elsewhere by now removed from the store.
+func (r *Replicas) nowCurrent() {
+	r.current.Store(true)
+	for _, g := range slices.SortedFunc(maps.Keys(r.stored), compareGroups) {
+		r.part(g) // so that it is looked at
+	}
+	for _, p := range r.all() {
+		p.post(event{kind: evCurrent})
+	}
+}
+
+func compareGroups(a, b object.Group) int {
+	return cmp.Or(cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Partition, b.Partition))
 }
 
 func peersOf(v *state.View, ids []state.NodeID) []replica.Peer {
@@ -269,6 +311,7 @@ func (r *Replicas) Tick() {
 		}
 	}
 	r.marks.send(r)
+	r.spaces.tick(r)
 	r.grant()
 	r.Kick()
 }
@@ -339,7 +382,11 @@ func (r *Replicas) Marks() map[object.Group]replica.Mark {
 		marks = map[object.Group]replica.Mark{}
 	}
 	for _, p := range r.all() {
-		if m := p.mark.Load(); m != nil && *m != (replica.Mark{}) {
+		switch m := p.mark.Load(); {
+		case m == nil:
+		case *m == (replica.Mark{}):
+			delete(marks, p.group)
+		default:
 			marks[p.group] = *m
 		}
 	}

@@ -98,11 +98,16 @@ func (r *Replicas) Submit(t *Task) {
 		return
 	}
 	t.part = p
-	t.op = replica.Op{ID: t.ID, Read: !t.Verb.Changes(), Whole: t.Verb >= VerbDelete, Owner: t}
+	t.op = replica.Op{ID: t.ID, Read: !t.Verb.Changes(), Whole: t.Verb >= VerbDelete, Grows: t.grows(), Owner: t}
 	first := uint64(t.Off) &^ (object.BlockSize - 1)
 	end := (uint64(t.Off) + uint64(t.Len) + object.BlockSize - 1) &^ (object.BlockSize - 1)
 	t.op.Off, t.op.Len = uint32(first), uint32(end-first)
 	p.post(event{kind: evSubmit, batch: true, task: t, epoch: t.Epoch})
+}
+
+// grows reports whether the task may need new space.
+func (t *Task) grows() bool {
+	return t.Verb == VerbWrite || t.Verb == VerbZero && t.Flags&object.FlagNoHole != 0
 }
 
 func (t *Task) check() error {
@@ -130,6 +135,9 @@ func (t *Task) apply(e *replica.Effect) {
 		Op:    [...]object.Op{VerbRead: object.OpRead, VerbWrite: object.OpWrite, VerbZero: object.OpZero, VerbDiscard: object.OpDiscard}[t.Verb],
 		Flags: t.Flags, SizeShift: t.SizeShift, ID: t.ID, Policy: t.Group.Policy, Partition: t.Group.Partition,
 		Off: t.Off, Len: t.Len, Data: t.Data, Version: e.Version, Done: taskStored, Owner: t,
+	}
+	if e.Careful {
+		t.req.Flags |= object.FlagNoGrow
 	}
 	t.part.r.cfg.Store.Submit(&t.req)
 }

@@ -13,22 +13,28 @@ import (
 
 // Operations between nodes. Their numbers travel; those from 64 on are not of this package.
 const (
-	opAct       uint16 = 1 // a gateway's request, for the primary. Data
-	opChange    uint16 = 2 // a change, for a member or learner. Commit
-	opCommitted uint16 = 3 // marks of many partitions. Commit
-	opSurvey    uint16 = 4 // Commit
-	opSync      uint16 = 5 // Commit
-	opAsk       uint16 = 6 // Bulk
-	opRepair    uint16 = 7 // have an object like the primary's. Bulk, and Commit to settle
-	opSums      uint16 = 8 // what an object is like. Bulk
-	opBlocks    uint16 = 9 // content of an object, with checksums. Bulk
+	opAct       uint16 = 1  // a gateway's request, for the primary. Data
+	opChange    uint16 = 2  // a change, for a member or learner. Commit
+	opCommitted uint16 = 3  // marks of many partitions. Commit
+	opSurvey    uint16 = 4  // Commit
+	opSync      uint16 = 5  // Commit
+	opAsk       uint16 = 6  // Bulk
+	opRepair    uint16 = 7  // have an object like the primary's. Bulk, and Commit to settle
+	opSums      uint16 = 8  // what an object is like. Bulk
+	opBlocks    uint16 = 9  // content of an object, with checksums. Bulk
+	opSpace     uint16 = 10 // for which partitions is there little space left. Commit
 	lastOp      uint16 = 63
 )
+
+// flagTight, in the first byte of the head of the reply to opChange: little space is left
+// for the partition.
+const flagTight = 1
 
 // Errors are the failures that travel beside those that package peer knows.
 var Errors = map[uint16]error{
 	peer.FirstErrorCode:     replica.ErrRetry,
 	peer.FirstErrorCode + 1: replica.ErrEpoch,
+	peer.FirstErrorCode + 2: replica.ErrBusy,
 }
 
 // errDamaged: data is not what its sender says that it sent. It is sent again.
@@ -56,6 +62,23 @@ func (m *route) append(b []byte) []byte {
 func (m *route) decode(d *decoder) {
 	m.group = object.Group{Policy: object.PolicyID(d.u8()), Partition: object.Partition(d.u16())}
 	m.epoch, m.to = state.Epoch(d.u64()), d.u64()
+}
+
+// appendGroups and decodeGroups bring a list of partitions.
+func appendGroups(b []byte, list []object.Group) []byte {
+	for _, g := range list {
+		b = le.AppendUint16(append(b, byte(g.Policy)), uint16(g.Partition))
+	}
+	return b
+}
+
+func decodeGroups(b []byte) (map[object.Group]bool, error) {
+	list := make(map[object.Group]bool, len(b)/3)
+	d := decoder{b: b}
+	for len(d.b) > 0 {
+		list[object.Group{Policy: object.PolicyID(d.u8()), Partition: object.Partition(d.u16())}] = true
+	}
+	return list, d.end()
 }
 
 // action is what is done to an object.

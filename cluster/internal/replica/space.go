@@ -1,0 +1,162 @@
+package replica
+
+import (
+	"errors"
+	"slices"
+
+	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
+)
+
+// A full disk does not take its node out of the in-sync set. While a member is known to
+// have no space, a change that may need some is made here first, where it is refused if it
+// does: the members have the same blocks, so what needs no space here needs none there.
+// Nobody has changed anything then.
+//
+// A member may run out of space before that is known. Then the change is on some and not
+// on all, and nobody has an answer. A new epoch ends that: everything under way is refused,
+// and settling makes all members equal to the primary. If a member lacks the space even for
+// that, the primary gives up what it has where the member has holes. Everything that was
+// acknowledged or read is on the member (INV-R1), so nothing but changes under way can be
+// missing there, and those may as well not have been made.
+
+// SetTight says whether the store of a member or learner, or of this node, has no space for
+// more.
+func (p *Partition) SetTight(m Peer, tight bool) {
+	if p.view.has(m) {
+		p.setTight(m, tight)
+	}
+}
+
+func (p *Partition) setTight(m Peer, tight bool) {
+	switch i := slices.Index(p.tight, m); {
+	case tight && i < 0:
+		p.tight = append(p.tight, m)
+	case !tight && i >= 0:
+		p.tight = slices.Delete(p.tight, i, i+1)
+	}
+}
+
+func (p *Partition) isTight(m Peer) bool { return slices.Contains(p.tight, m) }
+
+// short reports whether a member has no space. A node that is alone in sync finds out by
+// itself.
+func (p *Partition) short() bool {
+	return len(p.tight) > 0 && len(p.view.ISR) > 1 && slices.ContainsFunc(p.view.ISR, p.isTight)
+}
+
+// noSpaceHere deals with a change for which this node has no space. It reports false if
+// nobody else is in sync.
+func (p *Partition) noSpaceHere(now Time, op *Op, err error) bool {
+	switch {
+	case op.careful && !errors.Is(err, object.ErrTorn):
+		p.finish(now, op, err) // nobody has seen it
+	case len(p.view.ISR) == 1:
+		return false
+	default:
+		p.setTight(p.opt.Self, true)
+		p.renew(now)
+	}
+	return true
+}
+
+// noSpaceThere deals with a change for which a member or learner has no space.
+func (p *Partition) noSpaceThere(now Time, op *Op, i int) {
+	p.setTight(p.peers[i].Peer, true)
+	if p.peers[i].learner != nil {
+		p.dropLearner(now, i)
+		return
+	}
+	op.short |= 1 << i
+	p.renew(now)
+}
+
+// renew proposes a new epoch. Nothing begins before it.
+func (p *Partition) renew(now Time) {
+	if p.renewing && now < p.renewAt {
+		return
+	}
+	p.renewing, p.renewAt = true, now+Time(p.opt.Resend)
+	p.emit(Effect{Kind: Renew})
+}
+
+// Yielded says how a Yield has ended, and whether anything was given up. If nothing was,
+// the member has no excuse.
+func (p *Partition) Yielded(now Time, to Peer, id object.ID, epoch state.Epoch, gave bool, err error) {
+	if epoch != p.view.Epoch || p.phase != surveying {
+		return
+	}
+	p.settling.underway--
+	if err == nil && gave {
+		p.doubt(id)
+		p.renew(now) // who has been made equal to what is given up now is made equal again
+		return
+	}
+	p.settling.left = append(p.settling.left, copyTo{p.index(to), id})
+	p.peers[p.index(to)].later(now, p.opt)
+}
+
+// doubt has the next settling make all members equal to the primary in an object.
+func (p *Partition) doubt(id object.ID) {
+	p.remember(id, object.Version{Epoch: uint64(p.view.Epoch), Seq: ^uint64(0)})
+}
+
+// Doubt does that at once, by a new epoch, for objects that are not the same on all
+// members although they should be. Only a primary that serves does; it reports whether.
+func (p *Partition) Doubt(now Time, epoch state.Epoch, ids []object.ID) bool {
+	if epoch != p.view.Epoch || !p.Serving() {
+		return false
+	}
+	for _, id := range ids {
+		p.doubt(id)
+	}
+	p.renew(now)
+	return true
+}
+
+// Members are those in sync, the primary first. The slice is never changed.
+func (p *Partition) Members() []Peer { return p.view.ISR }
+
+// purge removes what this node has of a partition that others hold, when nothing that was
+// begun earlier is under way in the store any more. It is never the last
+// good copy: all who shall hold the partition are in sync. What was given up for lost is
+// kept, for it may be all that is left.
+func (p *Partition) purge() {
+	p.purgeAt = 0
+	v := &p.view
+	if !p.holds || p.purging || p.earlier > 0 || !p.current || !v.Whole || v.Lost != 0 && p.mark.Epoch < uint64(v.Lost) {
+		return
+	}
+	p.mark, p.recent, p.trimmed = Mark{}, nil, 0
+	p.applying++
+	p.purging = true
+	p.emit(Effect{Kind: Purge})
+}
+
+// Current says that what this node knows of the state is no older than its start. Before,
+// it may be shown a past in which it did not hold what it has held since.
+func (p *Partition) Current() {
+	if p.current = true; p.role == outside && p.view.Epoch > 0 {
+		p.purge()
+	}
+}
+
+// Tight reports whether a member or learner is known to have no space.
+func (p *Partition) Tight() bool { return len(p.tight) > 0 }
+
+// Purged says how a Purge has ended.
+func (p *Partition) Purged(now Time, epoch state.Epoch, err error) {
+	current := epoch == p.view.Epoch
+	p.purging = false
+	p.landed(now, current)
+	switch {
+	case !current: // see drained
+	case err != nil:
+		p.purgeAt = now + purgePause
+	default:
+		p.holds = false
+	}
+}
+
+// purgePause is the time between attempts to remove a partition.
+const purgePause = Time(10e9)

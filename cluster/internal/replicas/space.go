@@ -1,0 +1,200 @@
+package replicas
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"sheepdog/cluster/internal/peer"
+	"sheepdog/cluster/internal/replica"
+	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
+)
+
+// spaces learns which nodes have little space left, and for what. A member says so with
+// its answers to changes; and each node asks the others, so that it hears also when there is
+// space again, or before it sends anything.
+type spaces struct {
+	asked replica.Time // of the goroutine that ticks
+
+	mu   sync.Mutex
+	busy map[replica.Peer]bool
+}
+
+// spaceEvery is how often the others are asked.
+const spaceEvery = replica.Time(time.Second)
+
+// tick asks all, if it is time.
+func (s *spaces) tick(r *Replicas) {
+	now := r.now()
+	if !r.current.Load() || now < s.asked+spaceEvery {
+		return
+	}
+	s.asked = now
+	r.mu.RLock()
+	v := r.view
+	r.mu.RUnlock()
+	r.tell(r.cfg.Self, r.cfg.Store.Tight)
+	for _, n := range v.Nodes {
+		if n.ID != r.cfg.Self.Node && n.State == state.NodeUp && len(n.Disks) > 0 {
+			s.ask(r, replica.Peer{Node: n.ID, Incarnation: n.Incarnation})
+		}
+	}
+}
+
+func (s *spaces) ask(r *Replicas, to replica.Peer) {
+	s.mu.Lock()
+	if s.busy[to] {
+		s.mu.Unlock()
+		return
+	}
+	if s.busy == nil {
+		s.busy = map[replica.Peer]bool{}
+	}
+	s.busy[to] = true
+	s.mu.Unlock()
+	q := question{route: route{to: to.Incarnation}}
+	c := &peer.Call{Class: peer.Commit, Op: opSpace, Head: q.append(nil), Want: peer.MaxData, Deadline: r.deadline()}
+	c.Done = func(c *peer.Call) {
+		list, err := decodeGroups(c.ReplyData)
+		if c.Err == nil && err == nil {
+			r.tell(to, func(g object.Group) bool { return list[g] })
+		}
+		c.Release()
+		s.mu.Lock()
+		delete(s.busy, to)
+		s.mu.Unlock()
+	}
+	r.call(to, c)
+}
+
+// tell tells the partitions that this node leads about the space of a node.
+func (r *Replicas) tell(of replica.Peer, tight func(object.Group) bool) {
+	for _, p := range r.all() {
+		if !p.primary.Load() {
+			continue
+		}
+		if t := tight(p.group); t || p.tight.Load() {
+			p.post(event{kind: evSpace, peer: of, tight: t})
+		}
+	}
+}
+
+// space answers opSpace.
+func (in *incoming) space() error {
+	if in.question.to != in.r.cfg.Self.Incarnation {
+		return replica.ErrEpoch
+	}
+	var list []object.Group
+	for _, p := range in.r.all() {
+		if in.r.cfg.Store.Tight(p.group) {
+			list = append(list, p.group)
+		}
+	}
+	in.req.ReplyData = appendGroups(in.req.ReplyData[:0], list)
+	in.req.Reply(nil)
+	return nil
+}
+
+// yield carries out Yield.
+func (p *part) yield(e *replica.Effect) {
+	to, id, epoch := e.To, e.ID, e.Epoch
+	p.r.works.Go(func() {
+		gave, err := p.giveUp(to, route{p.group, epoch, to.Incarnation}, id)
+		if gave {
+			p.r.cfg.Logger.Warn("a change that not every replica had the space for is given up", "object", object.Key{Group: p.group, ID: id}.String(), "node", to.Node)
+		}
+		p.post(event{kind: evAnswered, answer: func(now replica.Time, q *replica.Partition) {
+			q.Yielded(now, to, id, epoch, gave, err)
+		}})
+	})
+}
+
+// giveUp makes holes where another node has some, and reports whether it made any.
+func (p *part) giveUp(to replica.Peer, m route, id object.ID) (gave bool, err error) {
+	r := p.r
+	key := object.Key{Group: p.group, ID: id}
+	info, own, err := r.look(r.ctx, key)
+	if err != nil {
+		return false, err
+	}
+	src := source{r: r, from: to, route: m, id: id}
+	_, theirs, err := src.sums(r.ctx)
+	switch {
+	case isNotFound(err):
+		return true, r.cfg.Store.Delete(r.ctx, key)
+	case err != nil:
+		return false, err
+	case len(theirs) != len(own):
+		return false, errMessage
+	}
+	t := transfer{r: r, info: info, key: key}
+	for b := 0; b < len(own); b++ {
+		n := 0
+		for b+n < len(own) && theirs[b+n] == 0 && own[b+n] != 0 {
+			n++
+		}
+		if n == 0 {
+			continue
+		}
+		if err := t.change(object.OpDiscard, uint32(b)*object.BlockSize, uint32(n)*object.BlockSize, nil); err != nil {
+			return gave, err
+		}
+		gave = true
+		b += n - 1
+	}
+	return gave, nil
+}
+
+// purgesAtATime bounds the partitions that are being removed.
+const purgesAtATime = 4
+
+// purge carries out Purge.
+func (p *part) purge(e *replica.Effect) {
+	epoch := e.Epoch
+	p.r.works.Go(func() {
+		err := p.remove(uint64(epoch))
+		p.post(event{kind: evAnswered, answer: func(now replica.Time, q *replica.Partition) { q.Purged(now, epoch, err) }})
+	})
+}
+
+// remove removes all objects of a partition, as long as the epoch lasts.
+func (p *part) remove(epoch uint64) error {
+	r := p.r
+	t := time.NewTicker(tickEvery)
+	defer t.Stop()
+	for {
+		select {
+		case r.purging <- struct{}{}:
+			defer func() { <-r.purging }()
+			return p.removeAll(r.ctx, epoch)
+		case <-r.ctx.Done():
+			return object.ErrClosed
+		case <-t.C:
+			if p.latest.Load() > epoch {
+				return replica.ErrRetry
+			}
+		}
+	}
+}
+
+func (p *part) removeAll(ctx context.Context, epoch uint64) error {
+	r := p.r
+	ids, err := r.objects(p.group)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if p.latest.Load() > epoch {
+			return replica.ErrRetry
+		}
+		if err := r.cfg.Store.Delete(ctx, object.Key{Group: p.group, ID: id}); err != nil {
+			return err
+		}
+	}
+	if len(ids) > 0 {
+		r.Count.Purged.Add(uint64(len(ids)))
+		r.cfg.Logger.Info("replicas of a partition that other nodes hold were removed", "partition", p.group.String(), "objects", len(ids))
+	}
+	return nil
+}
