@@ -20,7 +20,7 @@ type gate struct {
 
 	// Of the goroutine that handles events.
 	g      *gateway.Gateway
-	known  map[object.Group]state.Epoch // views that g has
+	known  map[object.Group]state.Epoch // views that g has; 0: none yet
 	order  []object.Group               // of known
 	doubt  map[object.Group]state.Epoch // in which a change has failed: replicas may differ until the next
 	unsent bool
@@ -118,26 +118,29 @@ func (g *gate) handle(e gateEvent) {
 	}
 }
 
-// know tells the gateway what has become of a partition.
+// know tells the gateway what has become of a partition. With add the partition is one
+// that is asked for from now on, also if it is not decided yet who holds it.
 func (g *gate) know(now replica.Time, group object.Group, add bool) {
+	was, ok := g.known[group]
+	if !ok {
+		if !add {
+			return
+		}
+		g.known[group] = 0
+		g.order = append(g.order, group)
+	}
 	v := g.cfg.View()
 	p := v.Policy(group.Policy)
 	if p == nil || int(group.Partition) >= len(p.Partitions) {
 		return
 	}
-	epoch := p.Partitions[group.Partition].Epoch
-	if p.Partitions[group.Partition].Undecided() {
+	part := &p.Partitions[group.Partition]
+	if part.Undecided() || was == part.Epoch {
 		return
 	}
-	switch was, ok := g.known[group]; {
-	case was == epoch && ok || !ok && !add:
-		return
-	case !ok:
-		g.order = append(g.order, group)
-	}
-	g.known[group] = epoch
+	g.known[group] = part.Epoch
 	w := replicas.ViewOf(v, p, int(group.Partition))
-	g.g.SetView(now, group, gateway.View{Epoch: w.Epoch, ISR: w.ISR, Learners: w.Learners, Restarted: p.Partitions[group.Partition].Restarted})
+	g.g.SetView(now, group, gateway.View{Epoch: w.Epoch, ISR: w.ISR, Learners: w.Learners, Restarted: part.Restarted})
 }
 
 func (g *gate) effect(e *gateway.Effect) {

@@ -14,7 +14,8 @@
 //
 // With the answer to a change comes who holds it. A flush has all holders of what was
 // answered before it make it durable, and ends when each has done so or has no part any
-// more: a node that has left the in-sync set is made durable before it comes back. If
+// more; so does one that comes while another one is under way, also if it adds nothing to
+// it. A node that has left the in-sync set is made durable before it comes back. If
 // the last member of a partition has restarted meanwhile, it may have lost what was not
 // durable; then the flush fails with object.ErrIO, once.
 package gateway

@@ -47,7 +47,8 @@ func union(a, b []replica.Peer) []replica.Peer {
 	return a
 }
 
-// Flush starts a flush: of all changes of the volume that were answered before.
+// Flush starts a flush: of all changes of the volume that were answered before. What other
+// flushes wait for is waited for too, for this one promises the same.
 func (g *Gateway) Flush(now replica.Time, f *Flush) {
 	f.Err, f.began, f.left = nil, now, nil
 	if f.All {
@@ -59,26 +60,45 @@ func (g *Gateway) Flush(now replica.Time, f *Flush) {
 		f.left = g.volumes[f.Volume]
 		delete(g.volumes, f.Volume)
 	}
-	g.flushes = append(g.flushes, f)
-	var peers []replica.Peer
-	for _, h := range f.left {
-		peers = union(peers, h.peers)
+	own := holders(f.left)
+	for _, o := range g.flushes {
+		for _, h := range o.left {
+			if (f.All || h.volume == f.Volume) && len(h.peers) > 0 {
+				h.peers = slices.Clone(h.peers)
+				f.left = append(f.left, h)
+			}
+		}
 	}
-	for _, m := range peers {
-		g.sync(m, f)
+	earlier := slices.Clone(g.flushes)
+	g.flushes = append(g.flushes, f)
+	for _, m := range holders(f.left) {
+		g.sync(m, f, earlier, !slices.Contains(own, m))
 	}
 	g.progress(now)
 }
 
-// sync asks a node for a sync that begins after now.
-func (g *Gateway) sync(m replica.Peer, f *Flush) {
-	s := g.syncs[m]
-	if s != nil {
-		s.next = append(s.next, f)
-		return
+// holders are the nodes that hold any of it.
+func holders(list []holding) (peers []replica.Peer) {
+	for _, h := range list {
+		peers = union(peers, h.peers)
 	}
-	g.syncs[m] = &syncing{running: []*Flush{f}}
-	g.emit(Effect{Kind: Sync, To: m})
+	return peers
+}
+
+// sync asks a node for a sync that begins after now, or after what earlier flushes wait
+// for was answered if it is wanted for nothing else: then the sync under way will do, if
+// it does for all of them.
+func (g *Gateway) sync(m replica.Peer, f *Flush, earlier []*Flush, shared bool) {
+	s := g.syncs[m]
+	switch {
+	case s == nil:
+		g.syncs[m] = &syncing{running: []*Flush{f}}
+		g.emit(Effect{Kind: Sync, To: m})
+	case shared && !slices.ContainsFunc(earlier, func(o *Flush) bool { return o.needs(m) && !slices.Contains(s.running, o) }):
+		s.running = append(s.running, f)
+	default:
+		s.next = append(s.next, f)
+	}
 }
 
 // Synced says how a Sync has ended.

@@ -156,6 +156,36 @@ func TestFlush(t *testing.T) {
 		g.SetView(0, group, View{Epoch: 4, ISR: []replica.Peer{n1}, Restarted: 3})
 		expect(t, g, "flushed <nil>")
 	})
+	t.Run("another flush meanwhile", func(t *testing.T) {
+		g, _ := begin(t)
+		g.Synced(0, n1, nil)
+		g.Flush(0, &Flush{Volume: 3}) // what is not durable yet was answered before this one, too
+		g.Flush(0, &Flush{Volume: 4})
+		expect(t, g, "flushed <nil>")
+		g.Synced(0, n2, nil)
+		expect(t, g, "flushed <nil>; flushed <nil>")
+	})
+	t.Run("another flush of more", func(t *testing.T) {
+		g, _ := begin(t)
+		b := write(1, 1)
+		g.Submit(0, b)
+		g.Answered(0, b, []replica.Peer{n2}, nil)
+		g.Flush(0, &Flush{All: true})
+		g.Flush(0, &Flush{Volume: 3})
+		expect(t, g, "forward 1 to 1 under 1; done 1 <nil>")
+		g.Synced(0, n2, nil)
+		expect(t, g, "sync 2")
+		g.Synced(0, n1, nil)
+		expect(t, g, "flushed <nil>")
+		g.Synced(0, n2, nil)
+		expect(t, g, "flushed <nil>; flushed <nil>")
+	})
+	t.Run("another flush fails with the first", func(t *testing.T) {
+		g, _ := begin(t)
+		g.Flush(0, &Flush{Volume: 3})
+		g.SetView(0, group, View{Epoch: 4, ISR: []replica.Peer{n1}, Restarted: 3})
+		expect(t, g, "flushed disk failed; flushed disk failed")
+	})
 	t.Run("a write during the sync is not covered", func(t *testing.T) {
 		g, _ := begin(t)
 		a, second := write(0, 1), &Flush{Volume: 3}
