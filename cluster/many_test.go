@@ -238,3 +238,110 @@ func TestThreeNodes(t *testing.T) {
 		}
 	}
 }
+
+// Replicas that differ are found, and made equal to their primary.
+func TestCheckReplicas(t *testing.T) {
+	w := newWorld(t, "n1", "n2", "n3")
+	w.form("n1", "n2", "n3")
+	n := w.nodes["n1"].Node
+	for i := range 20 {
+		if err := put(n, object.DataID(1, uint32(i)), 8192, pattern(byte(i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	calls := 0
+	report, err := n.CheckReplicas(t.Context(), false, func(p CheckProgress) { calls++ })
+	if err != nil || !report.Clean() || report.Objects != 20 || report.Partitions != 16 || calls != 16 {
+		t.Fatalf("nothing is wrong, and the check says %+v after %d calls: %v", report, calls, err)
+	}
+	// Another content, a missing and an extra object on members behind the cluster's back.
+	damage := func(i int, do func(m *member, k object.Key)) {
+		id := object.DataID(1, uint32(i))
+		p, err := n.Locate(n.DefaultPolicy(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		do(w.nodes[p.InSync[1]], object.Key{Group: object.Group{Policy: p.Policy, Partition: p.Partition}, ID: id})
+	}
+	write := func(m *member, k object.Key, b byte) {
+		done := make(chan error, 1)
+		info, err := m.store.Stat(t.Context(), k)
+		if err != nil && !errors.Is(err, object.ErrNotFound) {
+			t.Fatal(err)
+		}
+		m.store.Submit(&object.Request{
+			Op: object.OpWrite, SizeShift: 22, ID: k.ID, Policy: k.Group.Policy, Partition: k.Group.Partition, Off: 8192, Len: 4096,
+			Data: pattern(b), Version: info.Version, Done: func(r *object.Request) { done <- r.Err },
+		})
+		m.store.Kick()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage(3, func(m *member, k object.Key) { write(m, k, 99) })
+	damage(4, func(m *member, k object.Key) {
+		if err := m.store.Delete(t.Context(), k); err != nil {
+			t.Fatal(err)
+		}
+	})
+	damage(100, func(m *member, k object.Key) { write(m, k, 98) })
+	report, err = w.nodes["n2"].CheckReplicas(t.Context(), false, nil)
+	kinds := map[string]int{}
+	for _, f := range report.Findings {
+		kinds[f.Kind]++
+	}
+	if err != nil || report.Clean() || kinds["differs"] != 1 || kinds["missing"] != 1 || kinds["extra"] != 1 || len(report.Findings) != 3 {
+		t.Fatalf("three replicas are wrong, and the check says %+v: %v", report, err)
+	}
+	report, err = w.nodes["n3"].CheckReplicas(t.Context(), true, nil)
+	repaired := 0
+	for _, f := range report.Findings {
+		if f.Repaired {
+			repaired++
+		}
+	}
+	if err != nil || repaired != 2 {
+		t.Fatalf("two can be repaired, and the check says %+v: %v", report, err)
+	}
+	report, err = n.CheckReplicas(t.Context(), false, nil)
+	if err != nil || len(report.Findings) != 1 || report.Findings[0].Kind != "extra" {
+		t.Fatalf("one object is extra, and the check says %+v: %v", report, err)
+	}
+}
+
+// A node that was away is brought about what was written meanwhile.
+func TestReturnMovesWhatChanged(t *testing.T) {
+	w := newWorld(t, "n1", "n2", "n3")
+	w.form("n1", "n2", "n3")
+	big := bytes.Repeat([]byte{5}, 1<<20)
+	n := w.nodes["n1"].Node
+	for i := range 24 {
+		for off := uint32(0); off < 4<<20; off += 1 << 20 {
+			if err := put(n, object.DataID(1, uint32(i)), off, big); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := do(n, &object.Request{Op: object.OpSync}); err != nil {
+		t.Fatal(err)
+	}
+	w.nodes["n3"].close()
+	rnd := rand.New(rand.NewPCG(9, 9))
+	const writes = 300
+	for range writes {
+		id, block := object.DataID(1, uint32(rnd.IntN(24))), uint32(rnd.IntN(1024))
+		if err := put(n, id, block*4096, pattern(byte(rnd.IntN(256)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := w.start("n3")
+	w.whole(3)
+	moved := m.flock.replicas().Count.MovedBytes.Load()
+	t.Logf("%d bytes were written, %d moved", writes*4096, moved)
+	if moved > 2*writes*4096 {
+		t.Errorf("%d bytes were written while the node was away, and %d were moved", writes*4096, moved)
+	}
+	if s := n.Recovery(); len(s) != 0 {
+		t.Errorf("everything is whole, and recovery says %+v", s)
+	}
+}

@@ -1,6 +1,8 @@
 package replicas
 
 import (
+	"sync/atomic"
+
 	"github.com/zeebo/xxh3"
 
 	"sheepdog/cluster/internal/peer"
@@ -19,7 +21,8 @@ type incoming struct {
 	effect   replica.Effect // the Apply of change
 	write    object.Request
 	question question
-	task     Task // opAct
+	task     Task          // opAct
+	moved    atomic.Uint64 // bytes that a repair took
 }
 
 // Handle carries out a request of another node, if it is one of this package's
@@ -46,7 +49,7 @@ func (r *Replicas) Handle(req *peer.Request) bool {
 var classes = map[uint16][]peer.Class{
 	opAct: {peer.Data}, opChange: {peer.Commit}, opCommitted: {peer.Commit}, opSurvey: {peer.Commit}, opSync: {peer.Commit},
 	opAsk: {peer.Bulk}, opRepair: {peer.Bulk, peer.Commit}, opSums: {peer.Bulk}, opBlocks: {peer.Bulk},
-	opSpace: {peer.Commit},
+	opSpace: {peer.Commit}, opCheck: {peer.Bulk}, opHave: {peer.Bulk},
 }
 
 // dispatch begins what was asked for; an error is the answer.
@@ -85,6 +88,14 @@ func (in *incoming) dispatch() error {
 	if err := in.find(&q.route); err != nil {
 		return err
 	}
+	switch in.req.Op {
+	case opCheck:
+		in.r.works.Go(in.check)
+		return nil
+	case opHave:
+		in.r.works.Go(in.have)
+		return nil
+	}
 	kind := evSurvey
 	if in.req.Op == opAsk {
 		kind = evAsk
@@ -112,6 +123,9 @@ func (in *incoming) act() error {
 	}
 	if m.to != in.r.cfg.Self.Incarnation {
 		return replica.ErrRetry
+	}
+	if m.verb == VerbCompare {
+		return errMessage
 	}
 	t := &in.task
 	t.Group, t.Epoch, t.Verb, t.Flags, t.SizeShift = m.group, m.epoch, m.verb, m.flags, m.shift
@@ -204,6 +218,7 @@ func (in *incoming) store() {
 	m := &in.change
 	switch {
 	case in.req.Op == opRepair:
+		in.moved.Store(0)
 		in.r.works.Go(func() { in.stored(in.repair()) })
 	case m.verb == VerbDelete:
 		in.r.works.Go(func() { in.stored(in.r.cfg.Store.Delete(in.r.ctx, object.Key{Group: m.group, ID: m.id})) })
@@ -230,6 +245,9 @@ func (in *incoming) reply(e *replica.Effect) {
 	case e.Err != nil || req.Op == opChange || req.Op == opRepair:
 		if req.Op == opChange && e.Err == nil && in.r.cfg.Store.Tight(in.part.group) {
 			req.ReplyHead = append(req.ReplyHead, flagTight)
+		}
+		if req.Op == opRepair {
+			req.ReplyHead = le.AppendUint64(req.ReplyHead, in.moved.Load())
 		}
 		req.ReplyData = nil
 		req.Reply(e.Err)

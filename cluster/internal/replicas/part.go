@@ -1,6 +1,7 @@
 package replicas
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -31,10 +32,13 @@ type part struct {
 	primary  atomic.Bool
 	serving  atomic.Bool
 	wanted   atomic.Int64
-	tight    atomic.Bool   // somebody has no space
-	latest   atomic.Uint64 // epoch
-	readable atomic.Uint64 // epoch in which this node's content may be read; 0: none
-	granting atomic.Bool   // evGrant was posted
+	tight    atomic.Bool  // somebody has no space
+	copies   atomic.Int32 // in sync
+	learning atomic.Pointer[[]replica.Learning]
+	learners []replica.Learning // memory for that
+	latest   atomic.Uint64      // epoch
+	readable atomic.Uint64      // epoch in which this node's content may be read; 0: none
+	granting atomic.Bool        // evGrant was posted
 	mark     atomic.Pointer[replica.Mark]
 }
 
@@ -201,6 +205,8 @@ func (p *part) note() {
 	p.serving.Store(p.p.Serving())
 	p.wanted.Store(int64(p.p.Wanted()))
 	p.tight.Store(p.p.Tight())
+	p.copies.Store(int32(p.p.Copies()))
+	p.noteLearning()
 	p.latest.Store(uint64(p.p.Epoch()))
 	epoch := uint64(0)
 	if p.p.Readable() {
@@ -218,6 +224,22 @@ func (p *part) note() {
 	}
 	if m, old := p.p.Mark(), p.mark.Load(); old == nil || m.Epoch != old.Epoch || m.Seq > old.Seq+markStep {
 		p.mark.Store(&m)
+	}
+}
+
+// noteLearning publishes how far learners are.
+func (p *part) noteLearning() {
+	old := p.learning.Load()
+	if !p.p.HasLearners() {
+		if old != nil {
+			p.learning.Store(nil)
+		}
+		return
+	}
+	p.learners = p.p.Learning(p.learners[:0])
+	if old == nil || !slices.Equal(*old, p.learners) {
+		list := slices.Clone(p.learners)
+		p.learning.Store(&list)
 	}
 }
 

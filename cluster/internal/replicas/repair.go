@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -89,6 +90,9 @@ func (p *part) repair(e *replica.Effect) {
 		c.Class = peer.Bulk
 	}
 	p.do(to, c, func(now replica.Time, q *replica.Partition, c *peer.Call) {
+		if d := (decoder{b: c.ReplyHead}); op != nil && c.Err == nil {
+			p.r.recovery.brought(now, to, d.u64())
+		}
 		q.Repaired(now, op, to, id, epoch, unknown(c.Err))
 	})
 }
@@ -98,17 +102,17 @@ func (in *incoming) repair() (err error) {
 	r, m := in.r, &in.change
 	r.Count.Repaired.Add(1)
 	key := object.Key{Group: m.group, ID: m.id}
-	src := source{r: r, from: in.from, route: route{m.group, m.epoch, in.from.Incarnation}, id: m.id}
-	theirs, sums, err := src.sums(r.ctx)
-	if errors.Is(err, object.ErrNotFound) {
+	src := source{r: r, from: in.from, route: route{m.group, m.epoch, in.from.Incarnation}, id: m.id, moved: &in.moved}
+	mine, own, err := r.look(r.ctx, key)
+	theirs, sums, failure := src.sums(r.ctx, own)
+	if isNotFound(failure) {
 		return r.cfg.Store.Delete(r.ctx, key)
 	}
-	if err != nil {
-		return err
+	if failure != nil {
+		return failure
 	}
-	mine, own, err := r.look(r.ctx, key)
 	switch {
-	case errors.Is(err, object.ErrNotFound):
+	case isNotFound(err):
 	case errors.Is(err, object.ErrCorrupt) || err == nil && mine.SizeShift != theirs.SizeShift:
 		r.damaged.Store(key, true) // what is missing here is not missing for want of space
 		if err := r.cfg.Store.Delete(r.ctx, key); err != nil {
@@ -148,6 +152,14 @@ type source struct {
 	from  replica.Peer
 	route route
 	id    object.ID
+	moved *atomic.Uint64 // bytes that came from there or went there; may be nil
+}
+
+func (s *source) count(n int) {
+	if s.moved != nil {
+		s.moved.Add(uint64(n))
+	}
+	s.r.Count.MovedBytes.Add(uint64(n))
 }
 
 // wait makes a call and waits for it.
@@ -160,24 +172,29 @@ func (r *Replicas) wait(ctx context.Context, to replica.Peer, c *peer.Call) erro
 	return c.Err
 }
 
-// sums asks what the object is like there.
-func (s *source) sums(ctx context.Context) (object.Info, []uint64, error) {
+// sums asks what the object is like there. own are the checksums here, nil if there is
+// nothing: what is equal does not travel.
+func (s *source) sums(ctx context.Context, own []uint64) (object.Info, []uint64, error) {
 	m := pull{route: s.route, id: s.id}
-	c := &peer.Call{Class: peer.Bulk, Op: opSums, Head: m.append(nil), Want: peer.MaxData}
+	c := &peer.Call{Class: peer.Bulk, Op: opSums, Head: m.append(nil), Data: appendSums(nil, digests(own)), Want: peer.MaxData}
 	defer c.Release()
 	if err := s.r.wait(ctx, s.from, c); err != nil {
 		return object.Info{}, nil, err
 	}
+	s.count(len(c.Data) + len(c.ReplyData))
 	d := decoder{b: c.ReplyHead}
 	info := d.info(s.route.group)
 	if err := d.end(); err != nil {
 		return info, nil, err
 	}
-	sums := decodeSums(c.ReplyData)
-	if len(sums) != 1<<(info.SizeShift-blockShift) {
+	if info.SizeShift < object.MinSizeShift || info.SizeShift > object.MaxSizeShift {
 		return info, nil, errMessage
 	}
-	return info, sums, nil
+	sums := make([]uint64, 1<<(info.SizeShift-blockShift))
+	if len(own) == len(sums) {
+		copy(sums, own)
+	}
+	return info, sums, decodeDifference(c.ReplyData, sums)
 }
 
 const blockShift = 12
@@ -193,6 +210,7 @@ func (s *source) blocks(ctx context.Context, off uint32, data []byte) error {
 	if sum := d.u64(); d.end() != nil || len(c.ReplyData) != len(data) || xxh3.Hash(data) != sum {
 		return errDamaged
 	}
+	s.count(len(data))
 	return nil
 }
 
@@ -315,7 +333,7 @@ func (in *incoming) serve() error {
 			var sums []uint64
 			sums, err = r.cfg.Store.Sums(r.ctx, key)
 			req.ReplyHead = appendInfo(req.ReplyHead, info)
-			req.ReplyData = appendSums(req.ReplyData[:0], sums)
+			req.ReplyData = appendDifference(req.ReplyData[:0], sums, decodeSums(req.Data))
 		default:
 			req.ReplyData = req.ReplyData[:m.len]
 			err = r.write(&object.Request{
@@ -343,7 +361,7 @@ func (p *part) fetch(e *replica.Effect) {
 func (p *part) heal(from replica.Peer, m route, id object.ID, off, length uint32, whole bool) error {
 	r := p.r
 	src := source{r: r, from: from, route: m, id: id}
-	info, sums, err := src.sums(r.ctx)
+	info, sums, err := src.sums(r.ctx, nil)
 	if err != nil {
 		return err
 	}

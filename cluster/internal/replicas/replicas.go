@@ -97,8 +97,10 @@ type Replicas struct {
 
 	current atomic.Bool // the state that is known has this life of the node, and it is up
 	spaces  spaces
-	damaged sync.Map      // object.Key of what was removed because it was rotten, and is not replaced yet
-	purging chan struct{} // has room for those that may purge
+
+	recovery recovery
+	damaged  sync.Map      // object.Key of what was removed because it was rotten, and is not replaced yet
+	purging  chan struct{} // has room for those that may purge
 
 	out     outbox
 	flights flights
@@ -113,6 +115,7 @@ type Replicas struct {
 type Counters struct {
 	Repaired      atomic.Uint64 // objects that were compared with the primary's
 	RepairedBytes atomic.Uint64 // that were not equal, and taken
+	MovedBytes    atomic.Uint64 // content and checksums that this node took from others, or sent for it
 	Fetched       atomic.Uint64 // rotten objects that were healed
 	Purged        atomic.Uint64 // objects that were removed because other nodes hold them
 }

@@ -119,7 +119,7 @@ func (p *part) giveUp(to replica.Peer, m route, id object.ID) (gave bool, err er
 		return false, err
 	}
 	src := source{r: r, from: to, route: m, id: id}
-	_, theirs, err := src.sums(r.ctx)
+	_, theirs, err := src.sums(r.ctx, own)
 	switch {
 	case isNotFound(err):
 		return true, r.cfg.Store.Delete(r.ctx, key)

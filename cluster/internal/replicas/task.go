@@ -25,7 +25,8 @@ const (
 	VerbStat    Verb = 5 // Info
 	VerbSums    Verb = 6 // Sums
 	VerbList    Verb = 7 // Infos: objects of the partition with ids from ID on, Len of them at most
-	verbs            = 8
+	VerbCompare Verb = 8 // Findings: the object as the members have it. Not from gateways
+	verbs            = 9
 )
 
 // Changes reports whether the verb changes anything.
@@ -53,6 +54,9 @@ type Task struct {
 	Infos   []object.Info
 	Done    func(*Task)
 	Owner   any // the caller's
+
+	members  []replica.Peer // VerbCompare: with whom
+	findings []Finding
 
 	op    replica.Op
 	part  *part
@@ -159,6 +163,8 @@ func (t *Task) whole() (err error) {
 		t.Info, err = r.cfg.Store.Stat(r.ctx, key)
 	case VerbSums:
 		t.Sums, err = r.cfg.Store.Sums(r.ctx, key)
+	case VerbCompare:
+		t.findings, err = t.compare(key)
 	case VerbList:
 		t.Infos = t.Infos[:0]
 		err = r.cfg.Store.List(r.ctx, t.Group, func(i object.Info) error {

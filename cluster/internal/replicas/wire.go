@@ -23,6 +23,8 @@ const (
 	opSums      uint16 = 8  // what an object is like. Bulk
 	opBlocks    uint16 = 9  // content of an object, with checksums. Bulk
 	opSpace     uint16 = 10 // for which partitions is there little space left. Commit
+	opCheck     uint16 = 11 // compare all replicas of a partition, as its primary. Session 1: repair. Reply: Checked in JSON. Bulk
+	opHave      uint16 = 12 // which objects of a partition are there. Bulk
 	lastOp      uint16 = 63
 )
 

@@ -1,0 +1,64 @@
+package cluster
+
+import (
+	"time"
+
+	"sheepdog/cluster/state"
+)
+
+// RecoveryStatus tells how far one node, as a primary, has brought another one in sync.
+// Each node knows it of itself as the source; ask all for the whole.
+type RecoveryStatus struct {
+	Source string `json:"source"` // who brings
+	Node   string `json:"node"`   // to whom
+	// Partitions are those that Node learns from Source. Objects are to be looked at yet;
+	// most of them may turn out to be equal. While Listing, not all of them are known.
+	Partitions int  `json:"partitions"`
+	Objects    int  `json:"objects"`
+	Listing    bool `json:"listing,omitempty"`
+
+	DoneObjects    uint64        `json:"done_objects"`
+	DoneBytes      uint64        `json:"done_bytes"`       // that were not equal
+	LeftBytes      uint64        `json:"left_bytes"`       // estimated from those
+	BytesPerSecond float64       `json:"bytes_per_second"` // lately
+	Since          time.Duration `json:"since"`            // that Source brings something
+	// ETA is when it will be done, if it goes on like this; nil: nobody knows.
+	ETA *time.Duration `json:"eta,omitempty"`
+	// Waits says what it waits for; "": for nothing.
+	Waits string `json:"waits,omitempty"`
+}
+
+// Recovery tells what this node brings to others, as the primary of partitions that they
+// learn; empty if that is nothing. It takes no time.
+func (n *Node) Recovery() []RecoveryStatus {
+	list := []RecoveryStatus{}
+	if n.flock == nil || n.flock.replicas() == nil {
+		return list
+	}
+	v := n.state.View()
+	for _, w := range n.flock.replicas().Recovery() {
+		s := RecoveryStatus{
+			Source: n.cfg.Name, Node: nameOf(v, w.Node), Partitions: w.Partitions, Objects: w.Objects, Listing: w.Unlisted > 0,
+			DoneObjects: w.Done, DoneBytes: w.DoneBytes, BytesPerSecond: w.Rate, Since: w.Since,
+		}
+		if w.Done > 0 {
+			s.LeftBytes = uint64(float64(w.DoneBytes) / float64(w.Done) * float64(w.Objects))
+		}
+		if w.NoSpace {
+			s.Waits = "the node has no space: add disks or nodes, or delete volumes or snapshots"
+		}
+		if s.Waits == "" && !s.Listing && w.Rate > 0 && w.Done > 0 {
+			eta := time.Duration(float64(s.LeftBytes) / w.Rate * float64(time.Second)).Round(time.Second)
+			s.ETA = &eta
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+func nameOf(v *state.View, id state.NodeID) string {
+	if m := v.Node(id); m != nil {
+		return m.Name
+	}
+	return "?"
+}
