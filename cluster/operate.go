@@ -121,6 +121,34 @@ func (n *Node) Remove(ctx context.Context, name string, force bool) error {
 }
 
 func (n *Node) remove(ctx context.Context, m *state.Node, force bool) error {
+	c := state.Remove{Node: m.ID}
+	if force {
+		c.Force = m.Name
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*stopTimeout)
+	defer cancel()
+	for {
+		if err := n.mayRemove(ctx, m); err != nil {
+			return err
+		}
+		_, err := n.command(ctx, state.Command{Remove: &c})
+		// A process that is only ending may have been taken for one that is back.
+		if err == nil {
+			return nil
+		}
+		if m = n.state.View().Node(c.Node); m == nil || m.State == state.NodeDown {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(askPause):
+		}
+	}
+}
+
+// mayRemove sees to it that a node that is up may be removed, and stops it.
+func (n *Node) mayRemove(ctx context.Context, m *state.Node) error {
 	if m.State == state.NodeUp {
 		held := Held(n.state.View(), m.ID)
 		switch {
@@ -131,16 +159,9 @@ func (n *Node) remove(ctx context.Context, m *state.Node, force bool) error {
 		case held > 0:
 			return fmt.Errorf("%w: it is being drained and still holds %d partitions: wait until it is empty", state.ErrNeeded, held)
 		}
-		if err := n.flock.stop(ctx, m, stopForGood); err != nil {
-			return err
-		}
+		return n.flock.stop(ctx, m, stopForGood)
 	}
-	c := state.Remove{Node: m.ID}
-	if force {
-		c.Force = m.Name
-	}
-	_, err := n.command(ctx, state.Command{Remove: &c})
-	return err
+	return nil
 }
 
 // Reweight sets how much of a node's weight counts for placement, in percent from 1 to 1000.

@@ -30,7 +30,7 @@ var clusterGrid = grid[api.Cluster]{
 
 func (a *app) clusterCommands() *cobra.Command {
 	return a.group("cluster", "Format, show, check, manage and stop a cluster", a.clusterFormat(), a.clusterInfo(), a.clusterCheck(),
-		a.clusterRecover(), a.clusterAlterCopy(), a.clusterShutdown())
+		a.clusterPartitions(), a.clusterRecover(), a.clusterAlterCopy(), a.clusterShutdown())
 }
 
 func (a *app) clusterFormat() *cobra.Command {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -120,6 +121,51 @@ func (a *app) pause(d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
+}
+
+var partitionGrid = grid[api.Partition]{
+	{head: "Policy", right: true, cell: func(p api.Partition) string { return strconv.Itoa(p.Policy) }, raw: "policy", value: func(p api.Partition) any { return p.Policy }},
+	{head: "Partition", right: true, cell: func(p api.Partition) string { return strconv.Itoa(p.Partition) }, raw: "partition", value: func(p api.Partition) any { return p.Partition }},
+	{head: "Epoch", right: true, cell: func(p api.Partition) string { return strconv.FormatUint(p.Epoch, 10) }, raw: "epoch", value: func(p api.Partition) any { return p.Epoch }},
+	{head: "In sync", cell: func(p api.Partition) string { return strings.Join(p.InSync, " ") }, raw: "in_sync", value: func(p api.Partition) any { return strings.Join(p.InSync, ",") }},
+	{head: "Targets", cell: func(p api.Partition) string { return strings.Join(p.Targets, " ") }, raw: "targets", value: func(p api.Partition) any { return strings.Join(p.Targets, ",") }},
+	{head: "Learners", cell: func(p api.Partition) string { return strings.Join(p.Learners, " ") }, raw: "learners", value: func(p api.Partition) any { return strings.Join(p.Learners, ",") }},
+}
+
+func (a *app) clusterPartitions() *cobra.Command {
+	var node string
+	var moving bool
+	c := &cobra.Command{
+		Use: "partitions", Short: "Show who holds which partition",
+		Long: "Show who holds which partition: the nodes that are in sync, the primary first, those that shall\nbe, and those that are being brought in sync.\n\n" + partitionGrid.rawHelp(), Args: exactly(0),
+		RunE: func(*cobra.Command, []string) error {
+			list, err := a.api.Partitions(a.ctx, node)
+			if err != nil {
+				return err
+			}
+			if moving {
+				list = slices.DeleteFunc(list, func(p api.Partition) bool { return settled(p) })
+			}
+			return showList(a, partitionGrid, list)
+		},
+	}
+	c.Flags().StringVarP(&node, "node", "n", "", "only what this `NODE` holds, shall hold, or learns")
+	c.RegisterFlagCompletionFunc("node", a.nodeNames)
+	c.Flags().BoolVarP(&moving, "moving", "m", false, "only those that are not held by those, and those alone, that shall hold them")
+	return c
+}
+
+// settled reports whether a partition is where it shall be.
+func settled(p api.Partition) bool {
+	if len(p.InSync) != len(p.Targets) {
+		return false
+	}
+	for _, n := range p.Targets {
+		if !slices.Contains(p.InSync, n) {
+			return false
+		}
+	}
+	return true
 }
 
 var namesGrid = grid[string]{{raw: "node", value: func(s string) any { return s }}}

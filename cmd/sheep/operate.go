@@ -43,6 +43,16 @@ func operation(err error) error {
 	return err
 }
 
+// Partitions implements admin.Operations.
+func (m membership) Partitions() (list []api.Partition) {
+	for _, policy := range m.View().Policies {
+		for _, p := range m.Node.Partitions(policy.ID) {
+			list = append(list, api.Partition{Policy: int(p.Policy), Partition: int(p.Partition), Epoch: p.Epoch, InSync: p.InSync, Targets: p.Targets, Learners: p.Learners})
+		}
+	}
+	return list
+}
+
 // Recovery implements admin.Operations.
 func (m membership) Recovery() api.Recovery {
 	i := m.Info()

@@ -66,6 +66,8 @@ type Cluster interface {
 // Operations are what operators ask of the cluster, for any of its nodes by name or number.
 // Errors may be *api.Error, with what to do.
 type Operations interface {
+	// Partitions lists those of all policies.
+	Partitions() []api.Partition
 	// Recovery tells how far data is where it shall be.
 	Recovery() api.Recovery
 	SetRecovery(ctx context.Context, q api.RecoverySettings) error

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"sheepdog/frontends/admin/api"
@@ -104,6 +105,21 @@ func (c *call) setCopies() (any, error) {
 		return nil, err
 	}
 	return c.cluster()
+}
+
+func (c *call) partitions() (any, error) {
+	list := orEmpty(c.s.cfg.Cluster.Partitions())
+	name := c.query("node")
+	if name == "" {
+		return list, nil
+	}
+	n, ok := c.s.nodeCalled(name)
+	if !ok {
+		return nil, noSuchNode(name)
+	}
+	return slices.DeleteFunc(list, func(p api.Partition) bool {
+		return !slices.Contains(p.InSync, n.Name) && !slices.Contains(p.Targets, n.Name) && !slices.Contains(p.Learners, n.Name)
+	}), nil
 }
 
 func (c *call) recovery() (any, error) {

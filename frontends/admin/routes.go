@@ -87,6 +87,8 @@ var clusterRoutes = []route{
 	{method: "DELETE", path: nodePath, summary: "Make a node, which is down or drained and empty, one that is gone for good",
 		query: []param{{"force", "string", "the node's name: what only it has is lost"}}, answer: api.Names{}, answers: (*call).removeNode},
 	{method: "GET", path: api.Prefix + "/disks", summary: "The disks of all nodes", answer: []api.Disk{}, answers: (*call).allDisks},
+	{method: "GET", path: api.Prefix + "/partitions", summary: "Who holds the partitions of all policies", answer: []api.Partition{}, answers: (*call).partitions,
+		query: []param{{"node", "string", "only what this node holds, shall hold or learns"}}},
 	{method: "GET", path: api.Prefix + "/recovery", summary: "How far data is where it shall be", answer: api.Recovery{}, answers: (*call).recovery},
 	{method: "PUT", path: api.Prefix + "/recovery", summary: "Set when data is moved", body: api.RecoverySettings{}, answer: api.Recovery{}, answers: (*call).setRecovery},
 	{method: "POST", path: api.Prefix + "/recovery/force", summary: "Bring the data of nodes that are down elsewhere now", answer: api.Names{}, answers: (*call).forceRecovery},

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -36,9 +37,10 @@ func freeNetwork(t testing.TB) int {
 type Flock struct {
 	Nodes []*Sheep
 
-	t    testing.TB
-	dir  string
-	opts FlockOptions
+	t       testing.TB
+	dir     string
+	network int
+	opts    FlockOptions
 }
 
 // FlockOptions of a cluster under test. The zero value is one disk for each node in a directory of the
@@ -76,9 +78,9 @@ func NewFlockOf(t testing.TB, n, copies int, o FlockOptions) *Flock {
 	if err := os.WriteFile(filepath.Join(f.dir, "secret"), []byte("the secret of the flock under test\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	network := freeNetwork(t)
+	f.network = freeNetwork(t)
 	for i := range n {
-		f.Nodes = append(f.Nodes, f.node(network, i+1))
+		f.Nodes = append(f.Nodes, f.node(f.network, i+1))
 	}
 	for _, s := range f.Nodes {
 		s.Launch()
@@ -91,6 +93,33 @@ func NewFlockOf(t testing.TB, n, copies int, o FlockOptions) *Flock {
 	f.Nodes[0].Dog("cluster", "format", "-c", strconv.Itoa(copies))
 	f.WaitWhole(time.Minute)
 	return f
+}
+
+// Add starts one more node and waits until it answers; WaitWhole waits until it holds its share.
+func (f *Flock) Add() *Sheep {
+	f.t.Helper()
+	s := f.node(f.network, len(f.Nodes)+1)
+	f.Nodes = append(f.Nodes, s)
+	s.Start()
+	return s
+}
+
+// Drop takes a node out of those that are waited for; it was removed.
+func (f *Flock) Drop(s *Sheep) {
+	f.Nodes = slices.DeleteFunc(f.Nodes, func(o *Sheep) bool { return o == s })
+}
+
+// Partition is who holds a partition, as the cluster shows it.
+type Partition struct {
+	InSync  []string `json:"in_sync"`
+	Targets []string `json:"targets"`
+}
+
+// Partitions are those of all policies, as a node knows them.
+func (f *Flock) Partitions(s *Sheep) (list []Partition) {
+	f.t.Helper()
+	s.DogJSON(&list, "cluster", "partitions")
+	return list
 }
 
 func (f *Flock) node(network, number int) *Sheep {
@@ -174,6 +203,10 @@ func (f *Flock) whole() string {
 		var c info
 		if !f.ask(s, &c, "cluster", "info") || len(c.Policies) == 0 {
 			return s.address + " does not answer"
+		}
+		var r struct{ Moving int }
+		if !f.ask(s, &r, "node", "recovery") || r.Moving > 0 {
+			return fmt.Sprintf("%s: %d partitions are moving", s.address, r.Moving)
 		}
 		for _, p := range c.Policies {
 			if p.Degraded+p.Unavailable+p.Recovering > 0 {

@@ -81,6 +81,15 @@ func (f *Flock) members(self string) []api.Node {
 	return left
 }
 
+// Partitions implements admin.Operations.
+func (c cluster) Partitions() []api.Partition {
+	list := []api.Partition{{Policy: 1, Partition: 0, Epoch: 3, InSync: []string{"n1"}, Targets: []string{"n1"}, Learners: []string{}}}
+	if c.Flock != nil {
+		list = append(list, api.Partition{Policy: 1, Partition: 1, Epoch: 7, InSync: []string{"n1"}, Targets: []string{"n1", "n2"}, Learners: []string{"n2"}})
+	}
+	return list
+}
+
 // Recovery implements admin.Operations.
 func (c cluster) Recovery() api.Recovery {
 	c.Lock()

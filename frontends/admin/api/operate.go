@@ -27,6 +27,16 @@ type NodeRecovery struct {
 	Leaving  int    `json:"leaving"`  // partitions that it holds until others do
 }
 
+// Partition tells who holds one partition of a policy. Nodes are names.
+type Partition struct {
+	Policy    int      `json:"policy"`
+	Partition int      `json:"partition"`
+	Epoch     uint64   `json:"epoch"`
+	InSync    []string `json:"in_sync"` // the primary first
+	Targets   []string `json:"targets"` // who shall hold it
+	Learners  []string `json:"learners"`
+}
+
 // RecoverySettings is the body of PUT /recovery: what is not set stays as it is.
 type RecoverySettings struct {
 	Enabled  *bool  `json:"enabled,omitempty"`
@@ -56,6 +66,12 @@ type DiskRequest struct {
 // Recovery tells how far data is where it shall be.
 func (c *Client) Recovery(ctx context.Context) (Recovery, error) {
 	return get[Recovery](ctx, c, "/recovery", nil)
+}
+
+// Partitions lists the partitions of all policies, or with node those that it holds, shall
+// hold or learns.
+func (c *Client) Partitions(ctx context.Context, node string) ([]Partition, error) {
+	return get[[]Partition](ctx, c, "/partitions", values("node", node))
 }
 
 // SetRecovery changes when data is moved.

@@ -1,0 +1,133 @@
+package integration
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sheepdog/integration/rig"
+)
+
+// movingLimit is how long a request may take because data is moved or a node is stopped. The goal is 200 ms
+// on a machine that has nothing else to do.
+const movingLimit = time.Second
+
+// moved counts the replicas that are where none was before.
+func moved(before, after []rig.Partition) (count int) {
+	for i := range after {
+		for _, n := range after[i].InSync {
+			if !slices.Contains(before[i].InSync, n) {
+				count++
+			}
+		}
+	}
+	return count
+}
+
+// holding counts the partitions that a node is in sync with.
+func holding(list []rig.Partition, node string) (count int) {
+	for _, p := range list {
+		if slices.Contains(p.InSync, node) {
+			count++
+		}
+	}
+	return count
+}
+
+// A node that joins takes its share and little else moves; one that is drained gives what it holds to others
+// without anybody noticing; one that is removed is told, and cannot come back. Then all stop at once, and
+// are whole again.
+func TestFlockGrowsShrinksAndStops(t *testing.T) {
+	f := rig.NewFlock(t, 3, 3)
+	h := newHerder(t, f, "v")
+	h.start(f.Nodes[0])
+	time.Sleep(time.Second)
+	reportStall(t, h, "undisturbed", stallLimit)
+
+	before := f.Partitions(f.Nodes[0])
+	began := time.Now()
+	n4 := f.Add()
+	awaitMember(t, f, n4, "n4", func(m rig.Member) bool { return m.Replicas > 0 })
+	f.WaitWhole(wholeLimit)
+	took := time.Since(began)
+	after := f.Partitions(n4)
+	share := 3 * len(after) / 4 // of all replicas, with equal disks
+	t.Logf("n4 holds %d partitions %v after its start; %d replicas have moved, %d is the least that is possible", holding(after, "n4"), took.Round(time.Millisecond), moved(before, after), share)
+	if n := holding(after, "n4"); n < share*95/100 || n > share*105/100 {
+		t.Errorf("n4 holds %d of %d partitions, its share is %d", n, len(after), share)
+	}
+	if n := moved(before, after); n > share*110/100 {
+		t.Errorf("%d replicas have moved, at least %d must", n, share)
+	}
+	reportStall(t, h, "a fourth node takes its share", movingLimit)
+
+	if r := f.Nodes[0].DogRun("node", "remove", "n2"); r.Code != 1 || !strings.Contains(r.Stderr, "drain") {
+		t.Errorf("removing a node that holds data: status %d, %s", r.Code, r.Stderr)
+	}
+	began = time.Now()
+	f.Nodes[2].Dog("node", "drain", "n2", "--wait")
+	t.Logf("n2 is drained after %v", time.Since(began).Round(time.Millisecond))
+	reportStall(t, h, "n2 is drained", movingLimit)
+	if list := f.Partitions(n4); holding(list, "n2") > 0 {
+		t.Errorf("n2 is drained and holds %d partitions", holding(list, "n2"))
+	}
+	for _, p := range f.Partitions(n4) {
+		if len(p.InSync) != 3 {
+			t.Fatalf("a partition is held by %v", p.InSync)
+		}
+	}
+
+	n2 := f.Nodes[1]
+	n4.Dog("node", "remove", "n2")
+	if code := n2.Wait(time.Minute); code != 0 {
+		t.Errorf("n2 was removed and ended with status %d\n%s", code, n2.Log())
+	}
+	reportStall(t, h, "n2 is removed", movingLimit)
+	if _, there := f.Members(n4)["n2"]; there {
+		t.Error("n2 was removed and is still there")
+	}
+	for range 2 { // it has to ask others, and then knows
+		n2.Launch()
+		if code := n2.Wait(time.Minute); code != 1 || !strings.Contains(n2.Log(), "was removed from the cluster") {
+			t.Errorf("n2 was removed, and started again ended with status %d\n%s", code, n2.Log())
+		}
+	}
+	f.Drop(n2)
+	f.WaitWhole(wholeLimit)
+	h.end()
+	for _, s := range f.Nodes {
+		h.verify(s, false)
+	}
+
+	h.start(f.Nodes[0])
+	time.Sleep(time.Second)
+	h.mayFail.Store(true) // clients are asked to go
+	f.Nodes[1].Dog("cluster", "shutdown")
+	for _, s := range f.Nodes {
+		if code := s.Wait(endLimit); code != 0 {
+			t.Errorf("%s ended with status %d\n%s", s.Host(), code, s.Log())
+		}
+	}
+	h.end()
+	h.mayFail.Store(false)
+	took = f.Back(wholeLimit, 0, 1, 2)
+	t.Logf("whole %v after all nodes were stopped and started", took.Round(time.Millisecond))
+	for _, s := range f.Nodes {
+		h.verify(s, false) // nothing that was answered is lost, flushed or not
+	}
+}
+
+// awaitMember waits until a node is as it shall be.
+func awaitMember(t *testing.T, f *rig.Flock, asked *rig.Sheep, name string, is func(rig.Member) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(wholeLimit); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if m, ok := f.Members(asked)[name]; ok && is(m) {
+			return
+		}
+	}
+	t.Fatalf("%s has not become what it shall be: %+v", name, f.Members(asked)[name])
+}
+
+// endLimit bounds how long a daemon may take to stop.
+const endLimit = 45 * time.Second
