@@ -1,0 +1,292 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"sheepdog/integration/client"
+)
+
+// clusterFigure is the outcome of one case on the cluster.
+type clusterFigure struct {
+	Case     string  `json:"case"`
+	Unit     string  `json:"unit"`
+	Sheep    series  `json:"sheep"`
+	Original float64 `json:"original,omitempty"`
+	Vitastor float64 `json:"vitastor,omitempty"`
+	Goal     float64 `json:"goal_ratio,omitempty"` // to the original
+}
+
+// recoveryFigure is how a lost node was made good.
+type recoveryFigure struct {
+	MiB          int     `json:"mib"`
+	IdleMBs      float64 `json:"idle_mb_s"`
+	BusyMBs      float64 `json:"busy_mb_s"`
+	ClientBefore float64 `json:"client_iops_before"`
+	ClientDuring float64 `json:"client_iops_during"`
+	P99BeforeMs  float64 `json:"p99_before_ms"`
+	P99DuringMs  float64 `json:"p99_during_ms"`
+}
+
+// runCluster measures a cluster of three nodes with three copies.
+func runCluster(ctx context.Context, o options) error {
+	work, err := os.MkdirTemp(o.disk, "sheepdog-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	fmt.Printf("%d nodes, %d copies, %d rounds of %v, volume of %d MiB over NBD through one node, on %s\n", flockNodes, flockNodes, o.rounds, o.runtime, o.sizeMiB, work)
+	f, err := startFlock(ctx, o, work)
+	if err != nil {
+		return err
+	}
+	defer f.stop()
+	figures, err := f.requests(ctx, o)
+	if err != nil {
+		return err
+	}
+	printCluster(figures)
+	var rec *recoveryFigure
+	if o.only.MatchString("recovery") && o.recoverMiB > 0 {
+		if rec, err = f.recovery(ctx, o); err != nil {
+			return err
+		}
+		rec.print()
+	}
+	if o.jsonPath == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(map[string]any{"figures": figures, "recovery": rec}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.jsonPath, append(b, '\n'), 0o644)
+}
+
+// requests measures all cases that are wanted, on one volume that is full of data.
+func (f *flock) requests(ctx context.Context, o options) (figures []clusterFigure, err error) {
+	cases := slices.DeleteFunc(slices.Clone(clusterCases), func(c clusterCase) bool { return !o.only.MatchString(c.name) })
+	if len(cases) == 0 {
+		return nil, nil
+	}
+	v := f.volume("vm1", int64(o.sizeMiB)<<20)
+	if err := f.dog("vdi", "create", v.export, fmt.Sprint(v.size)); err != nil {
+		return nil, err
+	}
+	v.dir = filepath.Join(f.dir, "volume") // its parent has the image
+	if err := os.Mkdir(v.dir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := v.prefill(ctx, o); err != nil {
+		return nil, err
+	}
+	for _, c := range cases {
+		fig := clusterFigure{Case: c.name, Unit: c.unit, Original: c.original, Vitastor: c.vitastor, Goal: c.goal}
+		for range o.rounds {
+			f.settle()
+			before := f.cpu()
+			value, ops, err := c.run(ctx, v, o)
+			if err != nil {
+				return figures, fmt.Errorf("%s: %w", c.name, err)
+			}
+			fig.Sheep.add(measurement{value: value, ops: ops, cpu: f.cpu() - before, rss: f.rss()})
+		}
+		fmt.Printf("%-22s %s\n", fig.Case, strings.Join(shorts(fig.Sheep.Rounds), " "))
+		figures = append(figures, fig)
+	}
+	return figures, f.dog("vdi", "delete", v.export)
+}
+
+func shorts(values []float64) (list []string) {
+	for _, v := range values {
+		list = append(list, short(v))
+	}
+	return list
+}
+
+func printCluster(figures []clusterFigure) {
+	if len(figures) == 0 {
+		return
+	}
+	fmt.Printf("\n%-22s %-5s %9s %9s %6s %12s %9s %6s %12s %14s\n", "work", "unit", "sheep", "original", "ratio", "goal", "Vitastor", "ratio", "CPU, µs/op", "largest, MiB")
+	fmt.Println(strings.Repeat("-", 112))
+	for _, x := range figures {
+		own := median(x.Sheep.Rounds)
+		cell := func(other float64) (figure, ratio string) {
+			if other == 0 {
+				return "-", "-"
+			}
+			return short(other), fmt.Sprintf("%.2f", own/other)
+		}
+		original, originalRatio := cell(x.Original)
+		vitastor, vitastorRatio := cell(x.Vitastor)
+		goal := ""
+		if x.Goal > 0 {
+			goal = fmt.Sprintf("%.0fx %s", x.Goal, verdict(own >= x.Goal*x.Original))
+		}
+		fmt.Printf("%-22s %-5s %9s %9s %6s %12s %9s %6s %12.0f %14.0f\n", x.Case, x.Unit, short(own), original, originalRatio, goal, vitastor, vitastorRatio,
+			median(x.Sheep.CPUMicros), median(x.Sheep.ResidentMB))
+	}
+	fmt.Println("\nCPU of all three nodes together for one operation; see original.go for where the others' figures come from")
+}
+
+func verdict(met bool) string {
+	if met {
+		return "met"
+	}
+	return "MISSED"
+}
+
+// recovery loses a node with all it has, twice, and measures how quickly another one in its place holds
+// everything: first while nobody else is there, then with a client at work.
+func (f *flock) recovery(ctx context.Context, o options) (*recoveryFigure, error) {
+	r := &recoveryFigure{MiB: o.recoverMiB}
+	v := f.volume("vm2", int64(o.recoverMiB)<<20)
+	if err := f.dog("vdi", "create", v.export, fmt.Sprint(v.size)); err != nil {
+		return nil, err
+	}
+	whole := o
+	whole.sizeMiB = o.recoverMiB
+	v.dir = filepath.Join(f.dir, "recovery", "volume")
+	if err := os.MkdirAll(v.dir, 0o755); err != nil {
+		return nil, err
+	}
+	source, _, err := image(whole, filepath.Dir(v.dir), "full")
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := timed(ctx, v.size, "nbdcopy", "--flush", source, v.uri()); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(source); err != nil {
+		return nil, err
+	}
+	f.settle()
+	took, err := f.replace(ctx, flockNodes-1)
+	if err != nil {
+		return nil, err
+	}
+	r.IdleMBs = float64(v.size) / 1e6 / took.Seconds()
+	f.settle()
+
+	alone, cancel := context.WithTimeout(ctx, max(5*time.Second, o.runtime))
+	before, err := hammer(alone, v)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	meanwhile, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type outcome struct {
+		work
+		error
+	}
+	done := make(chan outcome, 1)
+	// Only what happens while content is moved counts: the node is dead and removed by then.
+	took, err = f.replaceWith(ctx, flockNodes-1, func() {
+		go func() {
+			w, err := hammer(meanwhile, v)
+			done <- outcome{w, err}
+		}()
+	})
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	during := <-done
+	if during.error != nil {
+		return nil, during.error
+	}
+	r.BusyMBs = float64(v.size) / 1e6 / took.Seconds()
+	r.ClientBefore, r.P99BeforeMs = before.iops, before.p99.Seconds()*1000
+	r.ClientDuring, r.P99DuringMs = during.iops, during.p99.Seconds()*1000
+	return r, nil
+}
+
+func (f *flock) replace(ctx context.Context, i int) (time.Duration, error) {
+	return f.replaceWith(ctx, i, func() {})
+}
+
+// replaceWith loses node i, and returns how long it took until another one in its place held everything, from when
+// it began to be brought there.
+func (f *flock) replaceWith(ctx context.Context, i int, begun func()) (time.Duration, error) {
+	name := fmt.Sprint("n", i+1)
+	f.kill(i)
+	if err := f.until(ctx, "the dead node is removed", func() bool { return f.dog("node", "remove", name) == nil }); err != nil {
+		return 0, err
+	}
+	if err := os.RemoveAll(f.disk(i)); err != nil {
+		return 0, err
+	}
+	f.settle()
+	if err := f.launch(i); err != nil {
+		return 0, err
+	}
+	learning := func() bool {
+		var r recovery
+		return f.ask(&r, "node", "recovery") == nil && slices.ContainsFunc(r.Nodes, func(n struct {
+			Node     string
+			Learning int
+		}) bool {
+			return n.Learning > 0
+		})
+	}
+	if err := f.until(ctx, "the new node begins to learn", learning); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	begun()
+	err := f.whole(ctx)
+	return time.Since(began), err
+}
+
+func (r *recoveryFigure) print() {
+	share := r.ClientDuring / max(r.ClientBefore, 1)
+	fmt.Printf("\nrecovery of %d MiB after the loss of a node\n", r.MiB)
+	fmt.Printf("  nobody else at work    %6.0f MB/s    original %d MB/s    goal %d MB/s %s\n", r.IdleMBs, originalRecovery, goalRecovery, verdict(r.IdleMBs >= goalRecovery))
+	fmt.Printf("  with a client at work  %6.0f MB/s\n", r.BusyMBs)
+	fmt.Printf("  the client (4k FUA writes, depth 1): %s IOPS before, %s meanwhile: keeps %.0f %%    original %.0f %%    goal %.0f %% %s\n", short(r.ClientBefore), short(r.ClientDuring),
+		100*share, 100*originalShare, 100*goalShare, verdict(share >= goalShare))
+	fmt.Printf("  its p99: %.1f ms before, %.1f ms meanwhile    original %d ms\n", r.P99BeforeMs, r.P99DuringMs, originalP99)
+}
+
+// work is what a client got done.
+type work struct {
+	iops float64
+	p99  time.Duration
+}
+
+// hammer writes 4 KiB blocks at random places, each durable before the next, until ctx ends.
+func hammer(ctx context.Context, v *server) (work, error) {
+	conn, err := client.Dial(v.network, v.address, v.export)
+	if err != nil {
+		return work{}, err
+	}
+	defer conn.Close()
+	random := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
+	block := make([]byte, 4096)
+	var took []time.Duration
+	began := time.Now()
+	for ctx.Err() == nil {
+		at := time.Now()
+		if err := conn.Write(block, random.Uint64N(conn.Size/4096)*4096, client.FlagFUA); err != nil {
+			return work{}, fmt.Errorf("the client's write: %w", err)
+		}
+		took = append(took, time.Since(at))
+	}
+	if len(took) == 0 {
+		return work{}, errors.New("the client got nothing done")
+	}
+	w := work{iops: float64(len(took)) / time.Since(began).Seconds()}
+	slices.Sort(took)
+	w.p99 = took[len(took)*99/100]
+	return w, nil
+}
