@@ -26,16 +26,18 @@ type syncing struct {
 }
 
 // hold notes the holders of what was answered.
-func (g *Gateway) hold(h holding) {
-	list := g.volumes[h.volume]
+func (g *Gateway) hold(h holding) { g.volumes[h.volume] = with(g.volumes[h.volume], h) }
+
+// with adds to a list who holds something, with one holding for each epoch of a partition.
+func with(list []holding, h holding) []holding {
 	for i := range list {
-		if list[i].group == h.group && list[i].epoch == h.epoch {
+		if list[i].volume == h.volume && list[i].group == h.group && list[i].epoch == h.epoch {
 			list[i].peers = union(list[i].peers, h.peers)
-			return
+			return list
 		}
 	}
 	h.peers = slices.Clone(h.peers)
-	g.volumes[h.volume] = append(list, h)
+	return append(list, h)
 }
 
 func union(a, b []replica.Peer) []replica.Peer {
@@ -64,8 +66,7 @@ func (g *Gateway) Flush(now replica.Time, f *Flush) {
 	for _, o := range g.flushes {
 		for _, h := range o.left {
 			if (f.All || h.volume == f.Volume) && len(h.peers) > 0 {
-				h.peers = slices.Clone(h.peers)
-				f.left = append(f.left, h)
+				f.left = with(f.left, h)
 			}
 		}
 	}

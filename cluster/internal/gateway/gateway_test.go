@@ -180,6 +180,17 @@ func TestFlush(t *testing.T) {
 		g.Synced(0, n2, nil)
 		expect(t, g, "flushed <nil>; flushed <nil>")
 	})
+	t.Run("many flushes wait for the same", func(t *testing.T) {
+		g, _ := begin(t)
+		for range 1000 {
+			g.Flush(0, &Flush{Volume: 3})
+		}
+		for _, f := range g.flushes {
+			if len(f.left) != 1 {
+				t.Fatalf("a flush waits for %d things", len(f.left))
+			}
+		}
+	})
 	t.Run("another flush fails with the first", func(t *testing.T) {
 		g, _ := begin(t)
 		g.Flush(0, &Flush{Volume: 3})
