@@ -414,6 +414,9 @@ func (s *Service) collected(ctx context.Context, live, dead []*member, held []ca
 	}
 	var gone, free []catalog.Ref
 	for _, d := range dead {
+		if err := s.removeVMState(ctx, d.VDI); err != nil {
+			return err
+		}
 		for n := range uint32(maxMapObjects) {
 			r := object.DeleteRequest{Policy: d.Policy, ID: object.NewID(object.KindMap, d.VID, n), Volume: d.VID, Generation: d.Generation}
 			if err := s.cfg.Objects.Delete(ctx, r); err != nil {

@@ -222,6 +222,10 @@ func (c *core) read(p *part) {
 
 // readBy reads from the object that an entry names.
 func (c *core) readBy(p *part, m *mapping, e uint32) {
+	if err := c.checkVID(m, p.parent.VID); err != nil {
+		c.finish(p, err)
+		return
+	}
 	owner := object.VID(e & ownerMask)
 	if owner == 0 {
 		clear(p.data)
@@ -307,7 +311,7 @@ func (c *core) write(p *part) {
 	m := c.mapping.Load()
 	e, ok := m.lookup(p.index)
 	generation := m.generation.Load()
-	if !ok || generation == 0 {
+	if !ok || generation == 0 || r.VID != 0 && r.VID != m.vid() {
 		s.leave()
 		go c.writeSlowly(p)
 		return

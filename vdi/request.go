@@ -1,5 +1,7 @@
 package vdi
 
+import "sheepdog/storage/object"
+
 // Op says what a Request does.
 type Op uint8
 
@@ -33,8 +35,13 @@ type Request struct {
 	Off   int64
 	Len   int64  // bytes
 	Data  []byte // OpRead, OpWrite: Len bytes
-	Done  func(*Request)
-	Err   error // result, valid in Done; one of this package's kinds
+	// VID, unless 0, is the vid that the request is meant for. If the volume has another one
+	// by the time it is carried out, because a snapshot was taken or it was rolled back, it
+	// is refused with ErrReadOnly: a change gets into a snapshot, or is not made. Not for
+	// requests of more than 32 objects.
+	VID  object.VID
+	Done func(*Request)
+	Err  error // result, valid in Done; one of this package's kinds
 
 	span span // how it is carried out
 }

@@ -81,7 +81,7 @@ func (s *Service) leftover(ctx context.Context, policy object.PolicyID, id objec
 // adds it to d. If it is one of a VDI that may be written, it removes it if it shall.
 func (s *Service) sweepObject(ctx context.Context, id object.ID, d *doomed, remove bool) (bool, error) {
 	kind, known := id.Kind()
-	if !known || kind != object.KindData && kind != object.KindMap {
+	if !known || kind != object.KindData && kind != object.KindMap && kind != object.KindVMState {
 		return false, nil
 	}
 	v, ok := s.cfg.Catalog.Get(id.VID())
@@ -98,6 +98,11 @@ func (s *Service) sweepObject(ctx context.Context, id object.ID, d *doomed, remo
 	switch {
 	case !ok || v.State == catalog.Reserved || kind == object.KindMap:
 		return false, nil
+	case kind == object.KindVMState && v.State == catalog.Live:
+		return false, nil // it goes with its VDI or snapshot
+	case kind == object.KindVMState:
+		d.add(id, v.Generation)
+		return true, nil
 	case v.State == catalog.Live && !v.Snapshot:
 		_, err := s.sweepWorking(ctx, v, id, remove)
 		return false, err

@@ -17,6 +17,7 @@ type Volume struct {
 	vid      object.VID
 	readOnly bool
 	client   string
+	quiet    bool // one of the core's users instead of its handles
 	closed   atomic.Bool
 }
 
@@ -48,6 +49,10 @@ func (v *Volume) Close() error {
 		return nil
 	}
 	s := v.core.s
+	if v.quiet {
+		s.release(v.core)
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(v.core.handles, v)

@@ -56,6 +56,9 @@ func (c *core) writeOnce(ctx context.Context, p *part) error {
 	if r := p.parent; !r.span.beyond && r.Off+r.Len > c.size.Load() {
 		return fmt.Errorf("the volume was shrunk meanwhile: %w", ErrInvalid)
 	}
+	if err := c.checkVID(m, p.parent.VID); err != nil {
+		return err
+	}
 	pg, err := c.page(ctx, m, p.index)
 	if err != nil {
 		return err

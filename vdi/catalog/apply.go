@@ -36,6 +36,8 @@ func (s *state) apply(command []byte) (*VDI, error) {
 		return s.trimmed(c.Trimmed)
 	case c.SetAttr != nil:
 		return s.setAttr(c.SetAttr)
+	case c.Describe != nil:
+		return s.describe(c.Describe)
 	case c.Acquire != nil:
 		return s.acquire(c.Acquire)
 	case c.Release != nil:
@@ -157,6 +159,7 @@ func (s *state) takeSnapshot(c *Snapshot) (*VDI, error) {
 	src.Snapshot, src.Tag, src.Identity, src.Snapped = true, c.Tag, c.Identity, c.At
 	// Who does not know yet that this is a snapshot now is refused by the objects.
 	src.Owner, src.Lock, src.Generation, src.Previous, src.HeldUntil = nil, nil, v.Generation, nil, time.Time{}
+	src.NextTag = ""
 	s.put(src)
 	s.put(v)
 	return v, nil
@@ -235,7 +238,7 @@ func (s *state) drop(v *VDI) {
 	s.put(&VDI{
 		Ref: v.Ref, State: Deleted, Family: v.Family, Name: v.Name, Snapshot: v.Snapshot, Tag: v.Tag, SnapshotID: v.SnapshotID,
 		Size: v.Size, SizeShift: v.SizeShift, Policy: v.Policy, Parent: v.Parent, Created: v.Created, Trim: v.Trim,
-		Generation: s.next(),
+		VMStateSize: v.VMStateSize, Generation: s.next(),
 	})
 }
 
@@ -323,6 +326,22 @@ func (s *state) setAttr(c *SetAttr) (*VDI, error) {
 	if c.Value != nil && attributesSize(v.Attributes) > MaxAttributes {
 		return nil, refuse(ErrInvalid, "the attributes of %q would take more than %d bytes", v.Name, MaxAttributes)
 	}
+	s.put(v)
+	return v, nil
+}
+
+func (s *state) describe(c *Describe) (*VDI, error) {
+	v, err := s.working(c.Ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkNewTag(v, c.Tag); err != nil {
+		return nil, err
+	}
+	if c.VMStateSize < 0 || c.VMStateSize > MaxVMState {
+		return nil, refuse(ErrInvalid, "a machine's state of %d bytes: must be from 0 to 16 TiB", c.VMStateSize)
+	}
+	v.NextTag, v.VMStateSize, v.VMClock = c.Tag, c.VMStateSize, c.VMClock
 	s.put(v)
 	return v, nil
 }

@@ -41,6 +41,7 @@ type Command struct {
 	Resize    *Resize    `json:"resize,omitempty"`
 	Trimmed   *Trimmed   `json:"trimmed,omitempty"`
 	SetAttr   *SetAttr   `json:"set_attr,omitempty"`
+	Describe  *Describe  `json:"describe,omitempty"`
 	Acquire   *Acquire   `json:"acquire,omitempty"`
 	Release   *Release   `json:"release,omitempty"`
 	Lock      *SetLock   `json:"lock,omitempty"`
@@ -135,6 +136,15 @@ type SetAttr struct {
 	Ref   Ref     `json:"ref"`
 	Key   string  `json:"key"`
 	Value *string `json:"value"`
+}
+
+// Describe says of a working VDI what shall be known of its next snapshot, instead of what
+// was said before: see VDI.
+type Describe struct {
+	Ref         Ref    `json:"ref"`
+	Tag         string `json:"tag,omitempty"`
+	VMStateSize int64  `json:"vm_state_size,omitempty"` // bytes
+	VMClock     uint64 `json:"vm_clock,omitempty"`      // ns
 }
 
 // Acquire makes By the owner of a VDI, if nobody became it since generation Since. For

@@ -95,6 +95,13 @@ func (m *Machine) Policies() []object.PolicyID {
 	return list
 }
 
+// InUse reports whether the vid's bit is set in Bitmap.
+func (m *Machine) InUse(vid object.VID) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.state.vdis[vid] != nil || m.state.freed[vid]
+}
+
 // Bitmap sets the bit of each vid that is in use in the sense of the native protocol, in
 // bitmap, which has a bit for each of 2^24 vids, the lowest first.
 func (m *Machine) Bitmap(bitmap []byte) {

@@ -13,6 +13,8 @@ const (
 	MaxIndex      = 1 << 26  // objects of a VDI: MaxSize in the smallest objects
 	MaxAttributes = 64 << 10 // bytes of all attributes of a VDI, keys included
 	maxText       = 1024     // bytes of a node's name, a holder, an identity
+	// MaxVMState is the largest state of a machine, in bytes.
+	MaxVMState = 16 << 40
 	// MaxHold is how long an owner may keep others away by Acquire.Hold. What a clock that is
 	// wrong makes longer does not count.
 	MaxHold = 30 * time.Second
@@ -66,6 +68,13 @@ type VDI struct {
 	Created   time.Time       `json:"created"`
 	Snapped   time.Time       `json:"snapped,omitzero"`
 
+	// What a native client wrote into the header of a working VDI stays with the snapshot that
+	// it becomes: the size of the machine's state in bytes, and the machine's clock in ns.
+	// NextTag is for that snapshot, unless it is given another one.
+	VMStateSize int64  `json:"vm_state_size,omitempty"`
+	VMClock     uint64 `json:"vm_clock,omitempty"`
+	NextTag     string `json:"next_tag,omitempty"`
+
 	// Trim is 0, or the size before the VDI was shrunk while there may be data beyond Size.
 	Trim int64 `json:"trim,omitempty"`
 
@@ -90,6 +99,9 @@ type VDI struct {
 
 // Objects is the number of objects that make up the VDI's size.
 func (v *VDI) Objects() int64 { return (v.Size + 1<<v.SizeShift - 1) >> v.SizeShift }
+
+// VMStateObjects is the number of objects that the machine's state takes.
+func (v *VDI) VMStateObjects() int64 { return (v.VMStateSize + 1<<v.SizeShift - 1) >> v.SizeShift }
 
 // MaxObjects is how many objects there may be: more than make up the size while there
 // may be data beyond it.
