@@ -1,0 +1,143 @@
+package sheepdog
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"sheepdog/frontends/sheepdog/internal/wire"
+	"sheepdog/storage/object"
+	"sheepdog/vdi"
+)
+
+// attached is a VDI or snapshot whose objects a session uses. Nothing says that a client opens
+// it: QEMU asks for the vid on another connection, and after a restart not at all. So
+// the first request for an object of it does.
+type attached struct {
+	header vdi.Header // as it was then
+	vol    Volume
+	refs   atomic.Int64 // requests that use vol
+}
+
+// maxAttached bounds the volumes that a session has attached without using them just now:
+// a working VDI, and the ancestors whose objects its map names.
+const maxAttached = 64
+
+// attach returns the volume of a vid, for an object to be read or changed, with a reference
+// that the op gives back. From any goroutine.
+func (s *session) attach(vid object.VID, write bool) (*attached, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.attached[vid]; a != nil && (!write || s.writes == a.header.Name) {
+		a.refs.Add(1)
+		return a, nil
+	}
+	h, err := s.server.cfg.Volumes.HeaderOf(vid)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.permit(h, write); err != nil {
+		return nil, err
+	}
+	a := s.attached[vid]
+	if a == nil {
+		s.dropUnused()
+		vol, err := s.server.cfg.Volumes.OpenVID(vid, "sheepdog "+peerName(s.conn), h.Snapshot)
+		if err != nil {
+			return nil, err
+		}
+		a = &attached{header: h, vol: vol}
+		s.attached[vid] = a
+		s.show(h)
+	}
+	a.refs.Add(1)
+	return a, nil
+}
+
+// permit decides whether a session may use an object: of the family of which it used the first
+// one, and change those of one VDI only; or of what its host has opened. So a client that
+// makes an oid up harms nobody.
+func (s *session) permit(h vdi.Header, write bool) error {
+	switch {
+	case h.Objects() > vdi.NativeObjects:
+		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("%q has more objects than the native protocol can name: use another one", h.Name))
+	case s.family != 0 && s.family != h.Family && !s.server.locks.has(s.host, h.Name):
+		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("VDI %s, %q, is not open to this client", h.VID, h.Name))
+	case write && s.writes != "" && s.writes != h.Name && !s.server.locks.has(s.host, h.Name):
+		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("VDI %s, %q, is not open to this client, which writes %q", h.VID, h.Name, s.writes))
+	}
+	s.family = h.Family
+	if write && !h.Snapshot {
+		s.writes = h.Name
+	}
+	return nil
+}
+
+// show has the session described by what it uses. The caller holds mu.
+func (s *session) show(h vdi.Header) {
+	if h.Snapshot && s.info.Export != "" {
+		return // an ancestor
+	}
+	s.info.Export, s.info.Size, s.info.ReadOnly = h.Name, h.Size, h.Snapshot
+	if h.Snapshot {
+		s.info.Export += "@" + tagOf(h)
+	}
+}
+
+func tagOf(h vdi.Header) string {
+	if h.Tag == "" {
+		return fmt.Sprint(h.SnapshotID)
+	}
+	return h.Tag
+}
+
+// dropUnused makes room for another volume. The caller holds mu.
+func (s *session) dropUnused() {
+	for vid, a := range s.attached {
+		if len(s.attached) < maxAttached {
+			return
+		}
+		if a.refs.Load() == 0 {
+			delete(s.attached, vid)
+			s.close(a)
+		}
+	}
+}
+
+// detach forgets what has got another vid.
+func (s *session) detach(a *attached) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.attached[a.header.VID] == a {
+		delete(s.attached, a.header.VID)
+		s.detached = append(s.detached, a)
+	}
+	// Nobody refers to it anew from here on.
+	kept := s.detached[:0]
+	for _, d := range s.detached {
+		if d.refs.Load() == 0 {
+			s.close(d)
+			continue
+		}
+		kept = append(kept, d)
+	}
+	s.detached = kept
+}
+
+func (s *session) close(a *attached) {
+	if err := a.vol.Close(); err != nil {
+		s.log.Warn("close of volume failed", "vdi", a.header.Name, "err", err)
+	}
+}
+
+// detachAll closes everything, when no request is in flight.
+func (s *session) detachAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.attached {
+		s.close(a)
+	}
+	for _, a := range s.detached {
+		s.close(a)
+	}
+	s.attached, s.detached = nil, nil
+}

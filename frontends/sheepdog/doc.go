@@ -1,0 +1,52 @@
+// Package sheepdog serves volumes over the native Sheepdog protocol, to QEMU's sheepdog driver
+// (QEMU 0.13 to 6.0) and to tgt's sheepdog backing store.
+//
+// Its clients name volumes by vid, keep a copy of the map, and say which object of which
+// vid they read, write or make. The map itself lives once, in package vdi: a client's write is a
+// write of its volume, which makes the object and its entry as any other write does; what the
+// client then writes into the map is compared with what may be there, and nothing more.
+// "Native clients" in vdi/DESIGN.md says why, and what differs for whom.
+//
+// # Promises
+//
+// A write without SD_FLAG_CMD_CACHE is durable when it is answered; SD_OP_FLUSH_VDI makes
+// durable what was answered on any connection. A write for a vid that has become a snapshot
+// is refused with SD_RES_READONLY: it is in the snapshot or in none. Answers come in the
+// order in which requests complete. A request whose payload did not arrive in full is never
+// carried out. When the node stops, what was not begun is not answered: the connection ends, and
+// clients send it again to who comes next.
+//
+// A session uses objects of one family and changes those of one VDI, which is the first it
+// names, and of VDIs that its host has opened. Anything else, entries of others in its map, places beyond
+// an object, headers with another name, gets SD_RES_INVALID_PARMS and changes nothing; and the
+// connection lives on. The protocol has no authentication: Config.Allow and the rights of the
+// unix socket are all there is.
+//
+// # Memory
+//
+// Buffers are taken only after a header was checked, and are bounded:
+//
+//	all of them        Config.MemoryLimit + 32 KiB per session
+//	of one session     Config.SessionMemory + 32 KiB
+//	one payload        MaxPayload
+//	a part of a map    4 MiB, and 256 KiB, for each of maxSlow operations that run at a time in a session
+//	requests           Config.SessionRequests per session, about 1 KiB each
+//	connections        Config.MaxConnections, two goroutines each, and what the
+//	                   kernel buffers for a socket
+//	volumes            maxAttached per session
+//	what hosts opened  maxHosts and maxOpen, beside what is connected
+//
+// A session that waits for its client holds no buffer. A client that does not take
+// its responses is no longer read from once it has reached its bounds; if other
+// sessions wait for memory meanwhile, it is disconnected after Config.StallTimeout.
+//
+// # Files
+//
+//	server.go      listening, admission, shutdown
+//	session.go     from the socket to requests; op.go: a request in flight
+//	operations.go  the protocol as a table
+//	attach.go      which volumes a session may use
+//	objects.go     data objects and states of machines; inode.go: inodes
+//	vdis.go        operations on VDIs; locks.go: who has opened what, rollbacks
+//	errors.go      how failures are answered; stats.go: counting
+package sheepdog

@@ -1,0 +1,189 @@
+package sheepdog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"sheepdog/frontends/sheepdog/internal/wire"
+	"sheepdog/storage/object"
+	"sheepdog/vdi"
+)
+
+// The inode of a VDI is no object here: its header is made of what the catalog knows, its map
+// is the volume's.
+
+func inodeHeader(h vdi.Header) wire.InodeHeader {
+	return wire.InodeHeader{
+		Name: h.Name, Tag: h.Tag, Created: h.Created, Snapped: h.Snapped, VMClock: h.VMClock, Size: uint64(h.Size),
+		VMStateSize: uint64(h.VMStateSize), Copies: uint8(min(max(h.Copies, 1), 255)), BlockSizeShift: h.SizeShift, SnapID: h.SnapshotID,
+		VID: uint32(h.VID), ParentVID: uint32(h.Parent),
+	}
+}
+
+// readInode carries out SD_OP_READ_OBJ of an inode. Headers may be read by everybody: clients look for
+// snapshots by going through them.
+func (s *session) readInode(o *op) Volume {
+	vid := object.ID(o.obj.OID).VID()
+	off, n := o.obj.Offset, uint64(len(o.data))
+	if off > wire.LongInodeSize || n > wire.LongInodeSize-off {
+		o.finish(refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("%d bytes at %d of an inode", n, off)))
+		return nil
+	}
+	h, err := s.server.cfg.Volumes.HeaderOf(vid)
+	if errors.Is(err, vdi.ErrNotFound) && s.server.cfg.Volumes.InUse(vid) && off+n <= wire.InodeHeaderSize {
+		// A deleted VDI has no name, but a header: who goes through them would be told of errors.
+		h, err = vdi.Header{VID: vid, SizeShift: object.DefaultSizeShift}, nil
+	}
+	if err != nil {
+		o.finish(err)
+		return nil
+	}
+	rest := o.data
+	if off < wire.InodeHeaderSize {
+		var b [wire.InodeHeaderSize]byte
+		in := inodeHeader(h)
+		in.Put(b[:])
+		rest = rest[copy(rest, b[off:]):]
+	}
+	if len(rest) == 0 {
+		o.finish(nil)
+		return nil
+	}
+	s.later(o, (*session).readMap)
+	return nil
+}
+
+// readMap fills what the header has left of the data wanted.
+func (s *session) readMap(ctx context.Context, o *op) {
+	from := uint64(max(wire.InodeHeaderSize, int64(o.obj.Offset))) - wire.InodeHeaderSize
+	p := o.data[from+wire.InodeHeaderSize-o.obj.Offset:]
+	clear(p)
+	const end = 4 * wire.MapEntries
+	p = p[:max(0, min(int64(len(p)), end-int64(from)))]
+	if len(p) == 0 {
+		o.finish(nil)
+		return
+	}
+	vid := object.ID(o.obj.OID).VID()
+	if from%4 == 0 && len(p)%4 == 0 {
+		o.finish(s.server.cfg.Volumes.ReadMap(ctx, vid, uint32(from/4), p))
+		return
+	}
+	first, last := from/4, (from+uint64(len(p))+3)/4
+	whole := make([]byte, 4*(last-first)) // 4 MiB at most
+	err := s.server.cfg.Volumes.ReadMap(ctx, vid, uint32(first), whole)
+	copy(p, whole[from-4*first:])
+	o.finish(err)
+}
+
+// writeInode carries out SD_OP_WRITE_OBJ of an inode. Of the header it takes what a client may say
+// of its VDI, and of the map one thing only: that an object is a hole.
+func (s *session) writeInode(o *op) Volume {
+	off, n := o.obj.Offset, uint64(len(o.data))
+	if off > wire.InodeSize || n > wire.InodeSize-off || n == 0 {
+		o.finish(refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("%d bytes at %d of an inode", n, off)))
+		return nil
+	}
+	h, err := s.toWrite(object.ID(o.obj.OID).VID())
+	if err != nil {
+		o.finish(err)
+		return nil
+	}
+	if end := off + n; end > wire.InodeHeaderSize {
+		from := max(off, wire.InodeHeaderSize)
+		if (from-wire.InodeHeaderSize)%4 != 0 || (end-from)%4 != 0 {
+			o.finish(refuse(wire.SD_RES_INVALID_PARMS, "a part of a map entry"))
+			return nil
+		}
+		entries := o.data[from-off:]
+		first := uint32((from - wire.InodeHeaderSize) / 4)
+		if err := s.checkEntries(h, entries); err != nil {
+			o.finish(err)
+			return nil
+		}
+		if len(entries) == 4 && off == from && wire.Entry(entries, 0) == 0 {
+			return s.clearEntry(o, h, first)
+		}
+	}
+	if off >= wire.InodeHeaderSize {
+		o.finish(nil)
+		return nil
+	}
+	s.later(o, (*session).writeHeader)
+	return nil
+}
+
+// toWrite is the header of a working VDI; it fails with READONLY if the vid is none any more.
+func (s *session) toWrite(vid object.VID) (vdi.Header, error) {
+	h, err := s.server.cfg.Volumes.HeaderOf(vid)
+	if errors.Is(err, vdi.ErrNotFound) || err == nil && h.Snapshot {
+		return h, s.gone(vid)
+	}
+	return h, err
+}
+
+// checkEntries refuses entries that name what is not of the VDI's family.
+//
+// Nothing is stored. The volume has entered by itself what the client has made, before
+// that was answered; what else the client writes is its copy of the map, which may be an old one.
+func (s *session) checkEntries(h vdi.Header, entries []byte) error {
+	known := object.VID(0)
+	for i := range len(entries) / 4 {
+		vid := object.VID(wire.Entry(entries, i))
+		if vid == 0 || vid == h.VID || vid == known {
+			continue
+		}
+		family, err := s.server.cfg.Volumes.FamilyOf(vid)
+		if err != nil || family != h.Family {
+			return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("VDI %s cannot own objects of %q", vid, h.Name))
+		}
+		known = vid
+	}
+	return nil
+}
+
+// clearEntry makes the object of a single entry a hole: that is how QEMU discards. Several entries
+// are never cleared: "qemu-img snapshot -d" does so with the map of the VDI, whose snapshot
+// it is to delete.
+func (s *session) clearEntry(o *op, h vdi.Header, index uint32) Volume {
+	if int64(index) >= h.Objects() {
+		o.finish(nil)
+		return nil
+	}
+	return s.clearObject(o, object.DataID(h.VID, index))
+}
+
+// writeHeader takes from the header what is a request: a larger size, and what is to be
+// known of the next snapshot. The rest may be old.
+func (s *session) writeHeader(ctx context.Context, o *op) { o.finish(s.changeHeader(ctx, o)) }
+
+func (s *session) changeHeader(ctx context.Context, o *op) error {
+	vid := object.ID(o.obj.OID).VID()
+	h, err := s.toWrite(vid)
+	if err != nil {
+		return err
+	}
+	var b [wire.InodeHeaderSize]byte
+	is := inodeHeader(h)
+	is.Put(b[:])
+	copy(b[o.obj.Offset:], o.data)
+	want := wire.ParseInodeHeader(b[:])
+	switch limit := uint64(vdi.NativeObjects) << h.SizeShift; {
+	case want.Name != h.Name:
+		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("the header of %q with the name %q", h.Name, want.Name))
+	case want.Size > limit:
+		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("size of %d bytes: the native protocol can name %d", want.Size, limit))
+	case want.VMStateSize > 1<<62:
+		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("machine's state of %d bytes", want.VMStateSize))
+	}
+	err = s.server.cfg.Volumes.Describe(ctx, vid, want.Tag, int64(want.VMStateSize), want.VMClock)
+	// A smaller size is never asked for: it is one of before the VDI grew by other means.
+	if err == nil && int64(want.Size) > h.Size {
+		_, err = s.server.cfg.Volumes.Resize(ctx, h.Name, int64(want.Size))
+	}
+	if errors.Is(err, vdi.ErrReadOnly) {
+		return s.gone(vid)
+	}
+	return err
+}

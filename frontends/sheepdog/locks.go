@@ -1,0 +1,134 @@
+package sheepdog
+
+import (
+	"sync"
+	"time"
+
+	"sheepdog/storage/object"
+)
+
+// locks knows which host has opened which VDIs with SD_OP_LOCK_VDI. Nobody is kept away by
+// that: it is what lets a connection use several volumes. A client that is killed
+// says nothing; so what a host has opened is forgotten when its last connection is gone for a while.
+type locks struct {
+	mu    sync.Mutex
+	hosts map[string]*host
+}
+
+type host struct {
+	conns int
+	gone  time.Time      // since when there is none
+	names map[string]int // how often each is open
+}
+
+const (
+	// lockLinger is how long a host may be without connections: clients reconnect every second.
+	lockLinger = 10 * time.Second
+	// maxHosts and maxOpen bound what is remembered.
+	maxHosts = 4096
+	maxOpen  = 1024 // of one host
+)
+
+func (l *locks) connected(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hosts == nil {
+		l.hosts = map[string]*host{}
+	}
+	for n, h := range l.hosts {
+		if h.conns == 0 && (time.Since(h.gone) > lockLinger || len(l.hosts) >= maxHosts) {
+			delete(l.hosts, n)
+		}
+	}
+	h := l.hosts[name]
+	if h == nil {
+		h = &host{names: map[string]int{}}
+		l.hosts[name] = h
+	}
+	h.conns++
+}
+
+func (l *locks) disconnected(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.hosts[name]
+	if h.conns--; h.conns == 0 {
+		h.gone = time.Now()
+	}
+}
+
+// take notes that a host, which is connected, has opened a VDI.
+func (l *locks) take(name, vdi string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h := l.hosts[name]; h.names[vdi] > 0 || len(h.names) < maxOpen {
+		h.names[vdi]++
+	}
+}
+
+// release takes it back; false if there was nothing.
+func (l *locks) release(name, vdi string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.hosts[name]
+	if h.names[vdi] == 0 {
+		return false
+	}
+	if h.names[vdi]--; h.names[vdi] == 0 {
+		delete(h.names, vdi)
+	}
+	return true
+}
+
+func (l *locks) has(name, vdi string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hosts[name].names[vdi] > 0
+}
+
+// rollbacks are those that clients have announced: QEMU goes back to a snapshot by deleting the VDI
+// and then creating it from the snapshot. Were it deleted at once, a client that dies in
+// between would leave nothing of the name; so it is replaced in one step, at the second request.
+// After a restart in between the second one fails, and the VDI is what it was.
+type rollbacks struct {
+	mu   sync.Mutex
+	list map[string]announced // by name
+}
+
+type announced struct {
+	base object.VID
+	at   time.Time
+}
+
+const (
+	// rollbackWithin is how long an announcement is good for.
+	rollbackWithin = time.Minute
+	maxRollbacks   = 1024
+)
+
+func (r *rollbacks) announce(name string, base object.VID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.list == nil {
+		r.list = map[string]announced{}
+	}
+	for n, a := range r.list {
+		if time.Since(a.at) > rollbackWithin || len(r.list) >= maxRollbacks {
+			delete(r.list, n)
+		}
+	}
+	r.list[name] = announced{base, time.Now()}
+}
+
+func (r *rollbacks) announced(name string, base object.VID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a, ok := r.list[name]
+	return ok && a.base == base && time.Since(a.at) <= rollbackWithin
+}
+
+func (r *rollbacks) done(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.list, name)
+}

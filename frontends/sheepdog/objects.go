@@ -1,0 +1,316 @@
+package sheepdog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"sheepdog/frontends/sheepdog/internal/wire"
+	"sheepdog/storage/object"
+	"sheepdog/vdi"
+)
+
+// readObject carries out SD_OP_READ_OBJ.
+func (s *session) readObject(o *op) Volume {
+	kind, ok := object.ID(o.obj.OID).Kind()
+	switch {
+	case !ok:
+		o.finish(refuse(wire.SD_RES_NO_OBJ, "the oid is of no kind that there is"))
+		return nil
+	case kind == object.KindInode:
+		return s.readInode(o)
+	case kind == object.KindVMState:
+		s.later(o, (*session).readVMState)
+		return nil
+	case kind != object.KindData:
+		o.finish(refuse(wire.SD_RES_NO_OBJ, "there are no objects of that kind"))
+		return nil
+	}
+	if len(o.data) == 0 {
+		o.finish(nil)
+		return nil
+	}
+	return s.read(o)
+}
+
+// read reads from the data object that the op names: by way of the VDI or snapshot of that vid, for
+// that is where clients find vids in maps. From any goroutine; it returns
+// what is to be kicked.
+func (s *session) read(o *op) Volume {
+	id := object.ID(o.obj.OID)
+	a, err := s.attach(id.VID(), false)
+	if err == nil {
+		return s.submit(o, a, vdi.OpRead, id.Index())
+	}
+	if errors.Is(err, vdi.ErrNotFound) {
+		go s.readDeleted(s.ctx, o) // as many as there are requests in flight at most
+		return nil
+	}
+	o.finish(err)
+	return nil
+}
+
+// readDeleted reads an object of a deleted VDI, which others may still use.
+//
+// If nobody does the client's map is an old one: another client has written, or rolled back the
+// VDI that this one has open. Then it gets what that VDI has there now, as clients of all
+// protocols do.
+func (s *session) readDeleted(ctx context.Context, o *op) {
+	id := object.ID(o.obj.OID)
+	vid, err := s.server.cfg.Volumes.Holder(ctx, id.VID(), id.Index())
+	if errors.Is(err, vdi.ErrNotFound) {
+		if h, found := s.working(); found {
+			vid, err = h.VID, nil
+		}
+	}
+	var a *attached
+	if err == nil {
+		a, err = s.attach(vid, false)
+	}
+	if err != nil {
+		o.finish(err)
+		return
+	}
+	if vol := s.submit(o, a, vdi.OpRead, id.Index()); vol != nil {
+		vol.Kick()
+	}
+}
+
+// working is the VDI that the session writes.
+func (s *session) working() (vdi.Header, bool) {
+	s.mu.Lock()
+	name, family := s.writes, s.family
+	s.mu.Unlock()
+	if name == "" {
+		return vdi.Header{}, false
+	}
+	h, err := s.server.cfg.Volumes.FindHeader(name, "", 0)
+	return h, err == nil && h.Family == family
+}
+
+// writeObject carries out SD_OP_WRITE_OBJ.
+func (s *session) writeObject(o *op) Volume {
+	kind, ok := object.ID(o.obj.OID).Kind()
+	switch {
+	case ok && kind == object.KindData:
+		return s.write(o)
+	case ok && kind == object.KindInode:
+		return s.writeInode(o)
+	case ok && kind == object.KindVMState:
+		s.later(o, (*session).writeVMState)
+		return nil
+	}
+	o.finish(refuse(wire.SD_RES_INVALID_PARMS, "objects of that kind cannot be written"))
+	return nil
+}
+
+// create carries out SD_OP_CREATE_AND_WRITE_OBJ.
+//
+// The volume makes the object by itself when it is written, from the ancestor's that its own map
+// names, and enters it into its map. So the client says nothing new, if its map is not an
+// old one; and if it is, what others wrote is not lost.
+func (s *session) create(o *op) Volume {
+	kind, ok := object.ID(o.obj.OID).Kind()
+	switch {
+	case ok && kind == object.KindData:
+		if err := s.checkCow(o); err != nil {
+			o.finish(err)
+			return nil
+		}
+		return s.write(o)
+	case ok && kind == object.KindVMState:
+		s.later(o, (*session).writeVMState)
+		return nil
+	}
+	o.finish(refuse(wire.SD_RES_INVALID_PARMS, "objects of that kind cannot be made"))
+	return nil
+}
+
+// checkCow refuses to copy what is not the same place of another vid of the family.
+func (s *session) checkCow(o *op) error {
+	if o.wire.Flags&wire.SD_FLAG_CMD_COW == 0 {
+		return nil
+	}
+	id, from := object.ID(o.obj.OID), object.ID(o.obj.CowOID)
+	kind, ok := from.Kind()
+	if !ok || kind != object.KindData || from.Index() != id.Index() {
+		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("object %s cannot be made of %s", id, from))
+	}
+	mine, err := s.server.cfg.Volumes.FamilyOf(id.VID())
+	if err != nil {
+		return nil // write says what is wrong
+	}
+	if other, err := s.server.cfg.Volumes.FamilyOf(from.VID()); err == nil && other != mine {
+		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("object %s cannot be made of %s, which has nothing to do with it", id, from))
+	}
+	return nil
+}
+
+// write stores the payload in the data object that the op names.
+func (s *session) write(o *op) Volume {
+	id := object.ID(o.obj.OID)
+	a, err := s.attachToWrite(id.VID())
+	if err != nil {
+		o.finish(err)
+		return nil
+	}
+	if len(o.data) == 0 {
+		a.refs.Add(-1)
+		o.finish(nil)
+		return nil
+	}
+	return s.submit(o, a, vdi.OpWrite, id.Index())
+}
+
+// attachToWrite returns a working VDI; it fails with READONLY if the vid is none any more.
+func (s *session) attachToWrite(vid object.VID) (*attached, error) {
+	a, err := s.attach(vid, true)
+	switch {
+	case errors.Is(err, vdi.ErrNotFound):
+		return nil, s.gone(vid)
+	case err != nil:
+		return nil, err
+	case a.header.Snapshot:
+		a.refs.Add(-1)
+		return nil, s.gone(vid)
+	}
+	return a, nil
+}
+
+// discard carries out SD_OP_DISCARD_OBJ.
+func (s *session) discard(o *op) Volume {
+	id := object.ID(o.obj.OID)
+	if kind, ok := id.Kind(); !ok || kind != object.KindData {
+		o.finish(refuse(wire.SD_RES_INVALID_PARMS, "only data objects can be discarded"))
+		return nil
+	}
+	return s.clearObject(o, id)
+}
+
+// clearObject makes an object of a working VDI a hole.
+func (s *session) clearObject(o *op, id object.ID) Volume {
+	a, err := s.attachToWrite(id.VID())
+	if err != nil {
+		o.finish(err)
+		return nil
+	}
+	return s.submit(o, a, vdi.OpDiscard, id.Index())
+}
+
+// submit hands an op to a volume, with a reference to it. It may complete, and be freed, at once.
+// It returns what is to be kicked.
+func (s *session) submit(o *op, a *attached, what vdi.Op, index uint32) Volume {
+	o.on = a
+	shift := a.header.SizeShift
+	base, off, n := int64(index)<<shift, o.obj.Offset, int64(len(o.data))
+	if what == vdi.OpDiscard {
+		off = 0
+		n = max(0, min(1<<shift, a.size(base+1<<shift)-base))
+	}
+	switch {
+	case index >= vdi.NativeObjects || off > 1<<shift || n > 1<<shift-int64(off):
+		o.finish(refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("%d bytes at %d of object %s, which has %d", n, off, object.ID(o.obj.OID), 1<<shift)))
+		return nil
+	case n == 0:
+		o.finish(nil)
+		return nil
+	}
+	end := base + int64(off) + n
+	r := &o.req
+	r.Op, r.Off, r.Len, r.Data, r.VID = what, base+int64(off), n, o.data, a.header.VID
+	if what == vdi.OpDiscard {
+		r.Data = nil
+	}
+	if what != vdi.OpRead && o.wire.Flags&wire.SD_FLAG_CMD_CACHE == 0 {
+		r.Flags = vdi.FlagFUA
+	}
+	if size := a.size(end); end > size {
+		if what != vdi.OpRead || r.Off >= size {
+			o.beyond(what, size)
+			return nil
+		}
+		// Objects are always of full size for clients: what is beyond the end is zero.
+		clear(o.data[size-r.Off:])
+		r.Len, r.Data = size-r.Off, o.data[:size-r.Off]
+	}
+	vol := a.vol // the op may be freed, and the volume closed, at once
+	vol.Submit(r)
+	return vol
+}
+
+// size is the volume's size, as far as needed: at least end, or as it is.
+func (a *attached) size(end int64) int64 {
+	if a.header.Size >= end && a.header.Snapshot {
+		return a.header.Size
+	}
+	return a.vol.Refresh()
+}
+
+// beyond answers a request that is all beyond the end.
+func (o *op) beyond(what vdi.Op, size int64) {
+	if what == vdi.OpRead {
+		clear(o.data)
+		o.finish(nil)
+		return
+	}
+	o.finish(refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("change of %d bytes at %d, the volume has %d", o.req.Len, o.req.Off, size)))
+}
+
+// flush carries out SD_OP_FLUSH_VDI.
+func (s *session) flush(o *op) Volume {
+	id := object.ID(o.obj.OID)
+	a, err := s.attach(id.VID(), false)
+	if err != nil {
+		if _, gone := s.server.cfg.Volumes.Successor(id.VID()); gone == nil {
+			err = nil // what was written under that vid was made durable when it was followed by another
+		}
+		o.finish(err)
+		return nil
+	}
+	o.on = a
+	if a.header.Snapshot {
+		o.finish(nil)
+		return nil
+	}
+	o.req.Op, o.req.Off, o.req.Len, o.req.Data = vdi.OpFlush, 0, 0, nil
+	vol := a.vol
+	vol.Submit(&o.req)
+	return vol
+}
+
+// readVMState carries out SD_OP_READ_OBJ of a machine's state.
+func (s *session) readVMState(ctx context.Context, o *op) {
+	at, err := s.vmState(o)
+	if err == nil {
+		err = s.server.cfg.Volumes.ReadVMState(ctx, at, o.data)
+	}
+	o.finish(err)
+}
+
+// writeVMState carries out SD_OP_WRITE_OBJ and SD_OP_CREATE_AND_WRITE_OBJ of a machine's state.
+func (s *session) writeVMState(ctx context.Context, o *op) {
+	at, err := s.vmState(o)
+	if err == nil {
+		var a *attached
+		if a, err = s.attachToWrite(at.VID); err == nil {
+			o.on = a
+			f := vdi.FlagFUA
+			if o.wire.Flags&wire.SD_FLAG_CMD_CACHE != 0 {
+				f = 0
+			}
+			err = s.server.cfg.Volumes.WriteVMState(ctx, at, o.data, o.wire.Op == wire.SD_OP_CREATE_AND_WRITE_OBJ, f)
+		}
+	}
+	if errors.Is(err, vdi.ErrReadOnly) {
+		err = s.gone(at.VID)
+	}
+	o.finish(err)
+}
+
+func (s *session) vmState(o *op) (vdi.VMState, error) {
+	id := object.ID(o.obj.OID)
+	if o.obj.Offset > 1<<object.MaxSizeShift {
+		return vdi.VMState{}, refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("offset %d is beyond every object", o.obj.Offset))
+	}
+	return vdi.VMState{VID: id.VID(), Index: id.Index(), Off: uint32(o.obj.Offset)}, nil
+}
