@@ -23,6 +23,7 @@ type Config struct {
 	Cluster Cluster
 	Listen  Listen
 	NBD     NBD
+	Native  Native
 	Admin   Admin
 	Log     Log
 	Storage Storage
@@ -53,6 +54,7 @@ type Listen struct {
 	Peer   string // "": the node is alone
 	Gossip string
 	NBD    string
+	Native string
 	Admin  string
 }
 
@@ -62,6 +64,15 @@ type NBD struct {
 	Allow          []string // CIDR, checked
 	TLS            TLS
 	TLSOptional    bool
+	MaxConnections int
+	Memory         int64 // bytes
+	SessionMemory  int64 // bytes
+}
+
+// Native is the native Sheepdog protocol.
+type Native struct {
+	Unix           string
+	Allow          []string // CIDR, checked
 	MaxConnections int
 	Memory         int64 // bytes
 	SessionMemory  int64 // bytes
@@ -112,6 +123,7 @@ const (
 	PortPeer   = "7001"
 	PortGossip = "7002"
 	PortNBD    = "10809"
+	PortNative = "7000"
 	PortAdmin  = "7003"
 	gatewayDir = "/var/lib/sheepdog/node"
 	stateName  = "node" // below the first disk

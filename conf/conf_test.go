@@ -62,8 +62,9 @@ func TestDefaults(t *testing.T) {
 	want := &Config{
 		Node:    Node{Name: host, Address: "127.0.0.1", Disks: []string{"/var/lib/sheepdog"}, StateDir: "/var/lib/sheepdog/node"},
 		Cluster: Cluster{Discovery: "mdns", Join: []string{}, IOTimeout: time.Minute},
-		Listen:  Listen{Peer: "127.0.0.1:7001", Gossip: "127.0.0.1:7002", NBD: "127.0.0.1:10809", Admin: "127.0.0.1:7003"},
+		Listen:  Listen{Peer: "127.0.0.1:7001", Gossip: "127.0.0.1:7002", NBD: "127.0.0.1:10809", Native: "127.0.0.1:7000", Admin: "127.0.0.1:7003"},
 		NBD:     NBD{Allow: []string{}, MaxConnections: 4096, Memory: 384 << 20, SessionMemory: 96 << 20},
+		Native:  Native{Allow: []string{}, MaxConnections: 4096, Memory: 384 << 20, SessionMemory: 96 << 20},
 		Log:     Log{Level: "info", Format: "text"},
 		Storage: Storage{LogLimit: 512 << 20, SmallWrite: 64 << 10, Reserve: ReserveAuto, Checkpoint: 30 * time.Second, OpenObjects: 4096, Workers: 32, ScrubRate: 16 << 20, ScrubEvery: 168 * time.Hour},
 	}
@@ -137,6 +138,8 @@ func TestRefusals(t *testing.T) {
 		{"listen: {nbd: \":99999\"}", []string{"listen.nbd", ":99999", "1 to 65535"}},
 		{"listen: {admin: \"127.0.0.1:http\"}", []string{"listen.admin", ":http", "1 to 65535"}},
 		{"listen: {nbd: \"0.0.0.0:1\"}", []string{"listen.nbd", "nbd.allow", "insecure: true"}},
+		{"listen: {native: \"0.0.0.0:1\"}", []string{"listen.native", "native.allow", "insecure: true"}},
+		{"native: {session_memory: 1G}", []string{"native.session_memory", "native.memory"}},
 		{"nbd: {allow: [everybody]}", []string{"nbd.allow", "everybody"}},
 		{"nbd: {tls: {cert: x}}", []string{"nbd.tls.cert and nbd.tls.key"}},
 		{"admin: {tls: {client_ca: x}}", []string{"admin.tls.client_ca needs"}},
@@ -163,8 +166,8 @@ func TestRefusals(t *testing.T) {
 func TestAccepted(t *testing.T) {
 	for _, text := range []string{
 		"", "storage:", "node: {address: \"::1\"}", "node: {address: localhost}", "insecure: true\nnode: {address: 10.0.0.1}",
-		"nbd: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}\ncluster: {secret_file: /etc/sheepdog/secret}",
-		"nbd: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}\nlisten: {peer: none}", "storage: {reserve: 0, scrub_rate: 0}", "storage: {log_limit: 67108864}",
+		"nbd: {allow: [10.0.0.0/8]}\nnative: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}\ncluster: {secret_file: /etc/sheepdog/secret}",
+		"nbd: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}\nlisten: {peer: none, native: none}", "storage: {reserve: 0, scrub_rate: 0}", "storage: {log_limit: 67108864}",
 	} {
 		if _, err := Load(write(t, text+"\n"), nil, nil); err != nil {
 			t.Errorf("%q: %v", text, err)

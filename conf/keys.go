@@ -35,6 +35,7 @@ var keys = []key{
 	{name: "listen.peer", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.Peer })},
 	{name: "listen.gossip", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.Gossip })},
 	{name: "listen.nbd", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.NBD })},
+	{name: "listen.native", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.Native })},
 	{name: "listen.admin", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.Admin })},
 
 	{name: "nbd.unix", allowed: "the path of a socket", set: text(func(c *Config) *string { return &c.NBD.Unix })},
@@ -46,6 +47,12 @@ var keys = []key{
 	{name: "nbd.max_connections", allowed: "a number from 1 to 1000000", set: number(func(c *Config) *int { return &c.NBD.MaxConnections }, 1, 1_000_000)},
 	{name: "nbd.memory", allowed: "a size of at least 256M", set: size(func(c *Config) *int64 { return &c.NBD.Memory }, 256<<20, math.MaxInt64)},
 	{name: "nbd.session_memory", allowed: "a size of at least 64M", set: size(func(c *Config) *int64 { return &c.NBD.SessionMemory }, 64<<20, math.MaxInt64)},
+
+	{name: "native.unix", allowed: "the path of a socket", set: text(func(c *Config) *string { return &c.Native.Unix })},
+	{name: "native.allow", allowed: "a list of networks as 10.0.0.0/8", set: list(func(c *Config) *[]string { return &c.Native.Allow }, network)},
+	{name: "native.max_connections", allowed: "a number from 1 to 1000000", set: number(func(c *Config) *int { return &c.Native.MaxConnections }, 1, 1_000_000)},
+	{name: "native.memory", allowed: "a size of at least 256M", set: size(func(c *Config) *int64 { return &c.Native.Memory }, 256<<20, math.MaxInt64)},
+	{name: "native.session_memory", allowed: "a size of at least 64M", set: size(func(c *Config) *int64 { return &c.Native.SessionMemory }, 64<<20, math.MaxInt64)},
 
 	{name: "admin.token_file", allowed: "a file with a token", set: text(func(c *Config) *string { return &c.Admin.TokenFile })},
 	{name: "admin.tls.cert", allowed: aFile, set: text(func(c *Config) *string { return &c.Admin.TLS.Cert })},

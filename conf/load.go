@@ -24,6 +24,7 @@ var flags = []struct{ name, key, usage string }{
 	{"address", "node.address", "where this node is reached"},
 	{"secret-file", "cluster.secret_file", "file with the secret that all nodes share"},
 	{"nbd", "listen.nbd", `address of NBD, or "none"`},
+	{"native", "listen.native", `address of the native protocol, or "none"`},
 	{"admin", "listen.admin", "address of the HTTP API"},
 	{"log-level", "log.level", "debug, info, warn or error"},
 	{"log-format", "log.format", "text or json"},
@@ -274,10 +275,14 @@ func (c *Config) finish() error {
 		}
 	}
 	errs = append(errs, c.network()...)
-	errs = append(errs, c.address("listen.nbd", &c.Listen.NBD, PortNBD), c.address("listen.admin", &c.Listen.Admin, PortAdmin),
-		c.NBD.TLS.check("nbd.tls"), c.Admin.TLS.check("admin.tls"), c.exposed())
+	errs = append(errs, c.address("listen.nbd", &c.Listen.NBD, PortNBD), c.address("listen.native", &c.Listen.Native, PortNative),
+		c.address("listen.admin", &c.Listen.Admin, PortAdmin), c.NBD.TLS.check("nbd.tls"), c.Admin.TLS.check("admin.tls"),
+		c.exposed(), c.nativeExposed())
 	if c.NBD.SessionMemory > c.NBD.Memory {
 		errs = append(errs, fmt.Errorf("nbd.session_memory: one session must not have more than nbd.memory"))
+	}
+	if c.Native.SessionMemory > c.Native.Memory {
+		errs = append(errs, fmt.Errorf("native.session_memory: one session must not have more than native.memory"))
 	}
 	return errors.Join(errs...)
 }
@@ -355,4 +360,11 @@ func (c *Config) exposed() error {
 		return nil
 	}
 	return fmt.Errorf("listen.nbd: anybody who reaches %s could read and write every volume: set nbd.allow or nbd.tls.client_ca, listen on loopback, or say insecure: true", c.Listen.NBD)
+}
+
+func (c *Config) nativeExposed() error {
+	if c.Insecure || c.Listen.Native == "" || len(c.Native.Allow) > 0 || isLoopback(c.Listen.Native) {
+		return nil
+	}
+	return fmt.Errorf("listen.native: anybody who reaches %s could read and write every volume: set native.allow, listen on loopback, say listen.native: none or insecure: true", c.Listen.Native)
 }

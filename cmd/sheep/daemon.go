@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,6 +19,7 @@ import (
 	"sheepdog/conf"
 	"sheepdog/frontends/admin"
 	"sheepdog/frontends/nbd"
+	"sheepdog/frontends/sheepdog"
 	"sheepdog/storage"
 	"sheepdog/storage/disk"
 	"sheepdog/storage/object"
@@ -35,15 +37,17 @@ type daemon struct {
 	log   *slog.Logger
 	level *slog.LevelVar
 
-	nbdListeners []net.Listener
-	adminListen  net.Listener
-	peerListen   net.Listener // nil: the node is alone
+	nbdListeners    []net.Listener
+	nativeListeners []net.Listener
+	adminListen     net.Listener
+	peerListen      net.Listener // nil: the node is alone
 
 	store   *storage.Store // nil for a gateway
 	catalog *catalog.Machine
 	node    *cluster.Node
 	volumes *vdi.Service
 	nbd     *nbd.Server
+	native  *sheepdog.Server
 	admin   *admin.Server
 
 	shutdown context.CancelFunc
@@ -80,21 +84,12 @@ func (d *daemon) listen(ctx context.Context) error {
 		d.closeLater(l)
 		d.peerListen = l
 	}
-	if a := d.conf.Listen.NBD; a != "" {
-		l, err := listenTCP(ctx, "listen.nbd", a)
-		if err != nil {
-			return err
-		}
-		d.closeLater(l)
-		d.nbdListeners = append(d.nbdListeners, l)
+	var err error
+	if d.nbdListeners, err = d.listenFor(ctx, "nbd", d.conf.Listen.NBD, d.conf.NBD.Unix); err != nil {
+		return err
 	}
-	if path := d.conf.NBD.Unix; path != "" {
-		l, err := listenUnix(ctx, "nbd.unix", path)
-		if err != nil {
-			return err
-		}
-		d.closeLater(l)
-		d.nbdListeners = append(d.nbdListeners, l)
+	if d.nativeListeners, err = d.listenFor(ctx, "native", d.conf.Listen.Native, d.conf.Native.Unix); err != nil {
+		return err
 	}
 	if a := d.conf.Listen.Admin; a != "" {
 		l, err := listenTCP(ctx, "listen.admin", a)
@@ -105,6 +100,27 @@ func (d *daemon) listen(ctx context.Context) error {
 		d.adminListen = l
 	}
 	return nil
+}
+
+// listenFor takes the sockets of a frontend: an address and a path, "" for none.
+func (d *daemon) listenFor(ctx context.Context, frontend, address, path string) (list []net.Listener, err error) {
+	if address != "" {
+		l, err := listenTCP(ctx, "listen."+frontend, address)
+		if err != nil {
+			return nil, err
+		}
+		d.closeLater(l)
+		list = append(list, l)
+	}
+	if path != "" {
+		l, err := listenUnix(ctx, frontend+".unix", path)
+		if err != nil {
+			return nil, err
+		}
+		d.closeLater(l)
+		list = append(list, l)
+	}
+	return list, nil
 }
 
 // closeLater closes a listener in the end, if the frontend has not done so.
@@ -259,6 +275,9 @@ func (d *daemon) makeFrontends(context.Context) error {
 	if err := d.makeNBD(); err != nil {
 		return err
 	}
+	if err := d.makeNative(); err != nil {
+		return err
+	}
 	return d.makeAdmin()
 }
 
@@ -271,10 +290,22 @@ func (d *daemon) makeNBD() (err error) {
 	if n.TLS, err = serverTLS("nbd.tls", c.TLS); err != nil {
 		return err
 	}
-	if n.Allow, err = prefixes(c.Allow); err != nil {
+	if n.Allow, err = prefixes("nbd.allow", c.Allow); err != nil {
 		return err
 	}
 	d.nbd, err = nbd.New(n)
+	return err
+}
+
+func (d *daemon) makeNative() (err error) {
+	c := d.conf.Native
+	n := sheepdog.Config{
+		Volumes: &nativeVolumes{d.volumes, d.node}, Logger: d.log, MaxConnections: c.MaxConnections, MemoryLimit: c.Memory, SessionMemory: c.SessionMemory,
+	}
+	if n.Allow, err = prefixes("native.allow", c.Allow); err != nil {
+		return err
+	}
+	d.native, err = sheepdog.New(n)
 	return err
 }
 
@@ -282,7 +313,7 @@ func (d *daemon) makeAdmin() (err error) {
 	c := d.conf.Admin
 	a := admin.Config{
 		Volumes: d.volumes, Cluster: membership{d.node}, Disks: d.disks, Node: d.conf.Node.Name, Version: version,
-		Sessions: []admin.SessionSource{nbdSessions{d.nbd}}, Exports: d.exports, Metrics: d.metrics,
+		Sessions: []admin.SessionSource{nbdSessions{d.nbd}, nativeSessions{d.native}}, Exports: d.exports, Metrics: d.metrics,
 		Level: d.level, Shutdown: d.shutdown, Insecure: d.conf.Insecure, Logger: d.log,
 	}
 	if a.TLS, err = serverTLS("admin.tls", c.TLS); err != nil {
@@ -305,6 +336,9 @@ func (d *daemon) run(ctx context.Context) error {
 	for _, l := range d.nbdListeners {
 		g.Go(func() error { return d.nbd.Serve(ctx, l) })
 	}
+	for _, l := range d.nativeListeners {
+		g.Go(func() error { return d.native.Serve(ctx, l) })
+	}
 	if d.adminListen != nil {
 		g.Go(func() error { return d.admin.Serve(ctx, d.adminListen) })
 	}
@@ -325,13 +359,19 @@ func (d *daemon) run(ctx context.Context) error {
 	return errors.Join(err, <-done)
 }
 
-// drain lets NBD clients finish; the admin frontend does so by itself.
+// drain lets clients finish; the admin frontend does so by itself.
 func (d *daemon) drain() {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	if err := d.nbd.Shutdown(ctx); err != nil {
-		d.log.Warn("NBD clients did not finish in time and were cut off", "timeout", drainTimeout)
+	var wg sync.WaitGroup
+	for frontend, shutdown := range map[string]func(context.Context) error{"nbd": d.nbd.Shutdown, "native": d.native.Shutdown} {
+		wg.Go(func() {
+			if err := shutdown(ctx); err != nil {
+				d.log.Warn("clients did not finish in time and were cut off", "frontend", frontend, "timeout", drainTimeout)
+			}
+		})
 	}
+	wg.Wait()
 }
 
 // announce says that the daemon is there, to people and to systemd.
@@ -339,6 +379,9 @@ func (d *daemon) announce() {
 	args := []any{"version", version, "node", d.conf.Node.Name, "disks", len(d.conf.Node.Disks)}
 	for _, l := range d.nbdListeners {
 		args = append(args, "nbd", l.Addr().String())
+	}
+	for _, l := range d.nativeListeners {
+		args = append(args, "native", l.Addr().String())
 	}
 	if d.adminListen != nil {
 		args = append(args, "admin", d.adminListen.Addr().String())

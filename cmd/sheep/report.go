@@ -76,6 +76,9 @@ func (d *daemon) exports() []admin.ExportPoint {
 	for _, l := range d.nbdListeners {
 		list = append(list, admin.ExportPoint{Protocol: "nbd", URI: d.uriOf(scheme, l.Addr())})
 	}
+	for _, l := range d.nativeListeners {
+		list = append(list, admin.ExportPoint{Protocol: "sheepdog", URI: d.nativeURI(l.Addr())})
+	}
 	return list
 }
 
@@ -108,9 +111,9 @@ func (d *daemon) reachable(a net.Addr) string {
 	return net.JoinHostPort(d.conf.Node.Address, fmt.Sprint(t.Port))
 }
 
-// metrics are those of NBD and of the store; the admin frontend has its own.
+// metrics are those of NBD, of the native protocol and of the store; the admin frontend has its own.
 func (d *daemon) metrics() []admin.Metric {
-	list := nbdMetrics(d.nbd.Counters())
+	list := append(nbdMetrics(d.nbd.Counters()), nativeMetrics(d.native.Counters())...)
 	if d.store == nil {
 		return list
 	}

@@ -35,12 +35,12 @@ func serverTLS(key string, t conf.TLS) (*tls.Config, error) {
 	return c, nil
 }
 
-func prefixes(list []string) ([]netip.Prefix, error) {
+func prefixes(key string, list []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, s := range list {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, fmt.Errorf("nbd.allow: %w", err)
+			return nil, fmt.Errorf("%s: %w", key, err)
 		}
 		out = append(out, p)
 	}
