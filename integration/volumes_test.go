@@ -26,13 +26,18 @@ func mustWrite(t *testing.T, s *rig.Sheep, export string, off uint64, p []byte) 
 	}
 }
 
+// maxRead is the longest read that NBD servers take.
+const maxRead = 32 << 20
+
 func mustRead(t *testing.T, s *rig.Sheep, export string, off uint64, want []byte) {
 	t.Helper()
 	c := s.Dial(export)
 	defer c.Close()
 	got := make([]byte, len(want))
-	if err := c.Read(got, off); err != nil {
-		t.Fatalf("read %s at %d: %v", export, off, err)
+	for at := 0; at < len(got); at += maxRead {
+		if err := c.Read(got[at:min(at+maxRead, len(got))], off+uint64(at)); err != nil {
+			t.Fatalf("read %s at %d: %v", export, off, err)
+		}
 	}
 	if !bytes.Equal(got, want) {
 		t.Fatalf("%s at %d: other content than expected", export, off)

@@ -36,10 +36,11 @@ type Options struct {
 
 // Sheep is one daemon. It is ended with the test.
 type Sheep struct {
-	Disks     []string
-	NBDPort   int
-	AdminPort int
-	Unix      string // path of its NBD socket
+	Disks      []string
+	NBDPort    int
+	NativePort int
+	AdminPort  int
+	Unix       string // path of its NBD socket
 
 	t       testing.TB
 	address string // where it listens; "": Address
@@ -82,8 +83,8 @@ func New(t testing.TB, o Options) *Sheep {
 	}
 	t.Cleanup(func() { os.RemoveAll(sockets) })
 	s.Unix = filepath.Join(sockets, "nbd.sock")
-	ports := freePorts(t, 4)
-	s.NBDPort, s.AdminPort = ports[0], ports[1]
+	ports := freePorts(t, 5)
+	s.NBDPort, s.AdminPort, s.NativePort = ports[0], ports[1], ports[4]
 	text := fmt.Sprintf(`node:
   name: n1
   address: %s
@@ -93,11 +94,12 @@ listen:
   admin: "%[1]s:%[4]d"
   peer: "%[1]s:%[8]d"
   gossip: "%[1]s:%[9]d"
+  native: "%[1]s:%[10]d"
 nbd:
   unix: %[5]s
 %[6]slog:
   level: debug
-%[7]s`, Address, strings.Join(s.Disks, ", "), s.NBDPort, s.AdminPort, s.Unix, o.NBD, o.Config, ports[2], ports[3])
+%[7]s`, Address, strings.Join(s.Disks, ", "), s.NBDPort, s.AdminPort, s.Unix, o.NBD, o.Config, ports[2], ports[3], ports[4])
 	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -275,6 +277,9 @@ func (s *Sheep) host() string {
 	}
 	return Address
 }
+
+// Native is the daemon's address of the native protocol, HOST:PORT.
+func (s *Sheep) Native() string { return net.JoinHostPort(s.host(), strconv.Itoa(s.NativePort)) }
 
 // URI is the NBD URI of an export.
 func (s *Sheep) URI(export string) string { return "nbd://" + s.NBD() + "/" + export }

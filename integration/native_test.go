@@ -1,0 +1,318 @@
+package integration
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sheepdog/integration/driver"
+	"sheepdog/integration/rig"
+)
+
+// nativeModel drives one VDI over the native protocol, and says what must be in it.
+type nativeModel struct {
+	t       *testing.T
+	rng     *rand.Rand
+	sheep   func() *rig.Sheep // whose gateway is used next
+	name    string
+	disk    *driver.Disk
+	content []byte
+	snaps   map[string][]byte
+	states  map[string][]byte
+	made    int
+	log     []string
+}
+
+const nativeShift = 20 // objects of 1 MiB: many of them for little data
+
+func newNativeModel(t *testing.T, seed uint64, name string, sheep func() *rig.Sheep) *nativeModel {
+	m := &nativeModel{
+		t: t, rng: rand.New(rand.NewPCG(seed, 7)), sheep: sheep, name: name, content: make([]byte, 9<<20+512),
+		snaps: map[string][]byte{}, states: map[string][]byte{},
+	}
+	m.must(driver.Create(sheep().Native(), name, uint64(len(m.content)), nativeShift, 0))
+	m.open()
+	return m
+}
+
+func (m *nativeModel) must(err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatalf("%s: %v, after\n%s", m.name, err, strings.Join(m.log[max(0, len(m.log)-40):], "\n"))
+	}
+}
+
+func (m *nativeModel) note(format string, args ...any) {
+	m.log = append(m.log, fmt.Sprintf(format, args...))
+}
+
+func (m *nativeModel) open() {
+	m.t.Helper()
+	cache := uint16(driver.FlagCache)
+	if m.rng.IntN(2) == 0 {
+		cache = driver.FlagDirect
+	}
+	var err error
+	m.disk, err = driver.Open(m.sheep().Native(), m.name, "", cache)
+	m.must(err)
+	if m.disk.Size() != uint64(len(m.content)) {
+		m.t.Fatalf("%s has %d bytes, want %d", m.name, m.disk.Size(), len(m.content))
+	}
+}
+
+// close ends the client, as it should or not.
+func (m *nativeModel) close() {
+	if m.rng.IntN(2) == 0 {
+		m.disk.Kill()
+		return
+	}
+	m.must(m.disk.Close())
+}
+
+func (m *nativeModel) place() (off, n int) {
+	off = m.rng.IntN(len(m.content)/512) * 512
+	n = (1 + m.rng.IntN(1<<uint(m.rng.IntN(13)))) * 512
+	return off, min(n, len(m.content)-off)
+}
+
+func (m *nativeModel) step() {
+	switch k := m.rng.IntN(100); {
+	case k < 45:
+		off, n := m.place()
+		p := rig.Random(m.rng.Uint64(), n)
+		m.note("write %d at %d", n, off)
+		m.must(m.disk.Write(p, uint64(off)))
+		copy(m.content[off:], p)
+	case k < 65:
+		off, n := m.place()
+		m.note("read %d at %d", n, off)
+		got := make([]byte, n)
+		m.must(m.disk.Read(got, uint64(off)))
+		m.same(got, m.content[off:off+n], fmt.Sprintf("read at %d", off))
+	case k < 70:
+		m.note("flush")
+		m.must(m.disk.Flush())
+	case k < 75:
+		i := m.rng.IntN(len(m.content) >> nativeShift)
+		m.note("discard object %d", i)
+		m.must(m.disk.Discard(uint64(i)<<nativeShift, 1<<nativeShift))
+		clear(m.content[i<<nativeShift : (i+1)<<nativeShift])
+	case k < 80:
+		m.snapshot()
+	case k < 83 && len(m.snaps) > 0:
+		tag := m.anySnapshot()
+		m.note("go to %s", tag)
+		m.must(m.disk.Goto(tag))
+		m.content = bytes.Clone(m.snaps[tag])
+		state := make([]byte, len(m.states[tag]))
+		m.must(m.disk.LoadState(state))
+		m.same(state, m.states[tag], "state of "+tag)
+	case k < 86 && len(m.snaps) > 0:
+		m.deleteSnapshot()
+	case k < 88:
+		m.note("snapshot by dog")
+		m.made++
+		tag := fmt.Sprintf("d%d", m.made)
+		m.sheep().Dog("vdi", "snapshot", m.name, "-s", tag)
+		m.snaps[tag] = bytes.Clone(m.content)
+	case k < 90 && len(m.content) < 14<<20:
+		m.note("grow")
+		m.content = append(m.content, make([]byte, 512*(1+m.rng.IntN(2000)))...)
+		if err := m.disk.Grow(uint64(len(m.content))); err != nil { // a snapshot was taken by others: QEMU fails then, too
+			m.close()
+			m.open2(len(m.content))
+		}
+	case k < 95:
+		m.note("open again")
+		m.close()
+		m.open()
+	case len(m.snaps) > 0:
+		m.writeSnapshot()
+	}
+}
+
+// open2 grows by dog and opens again.
+func (m *nativeModel) open2(size int) {
+	m.sheep().Dog("vdi", "resize", m.name, fmt.Sprint(size))
+	m.open()
+}
+
+func (m *nativeModel) anySnapshot() string {
+	var tags []string
+	for tag := range m.snaps {
+		tags = append(tags, tag)
+	}
+	slices.Sort(tags)
+	return tags[m.rng.IntN(len(tags))]
+}
+
+func (m *nativeModel) snapshot() {
+	m.made++
+	tag := fmt.Sprintf("q%d", m.made)
+	state := rig.Random(m.rng.Uint64(), m.rng.IntN(3<<20))
+	m.note("snapshot %s with a state of %d", tag, len(state))
+	// A client that does not know of a snapshot by others fails to take one, and knows then.
+	err := m.disk.SaveState(state)
+	if err == nil {
+		err = m.disk.Snapshot(tag, uint64(len(state)), 42)
+	}
+	if err != nil {
+		m.note("failed: %v", err)
+		m.close()
+		m.open()
+		m.must(m.disk.SaveState(state))
+		m.must(m.disk.Snapshot(tag, uint64(len(state)), 42))
+	}
+	m.snaps[tag], m.states[tag] = bytes.Clone(m.content), state
+}
+
+// deleteSnapshot does as qemu-img does, which is a client of its own.
+func (m *nativeModel) deleteSnapshot() {
+	tag := m.anySnapshot()
+	m.note("delete snapshot %s", tag)
+	d, err := driver.Open(m.disk.Address, m.name, "", driver.FlagCache)
+	m.must(err)
+	m.must(d.ClearMap())
+	m.must(driver.Delete(m.disk.Address, m.name, tag))
+	m.must(d.Close())
+	delete(m.snaps, tag)
+	delete(m.states, tag)
+}
+
+// writeSnapshot opens a snapshot and writes: the VDI is then what that was.
+func (m *nativeModel) writeSnapshot() {
+	tag := m.anySnapshot()
+	m.note("write to %s", tag)
+	m.close()
+	var err error
+	m.disk, err = driver.Open(m.sheep().Native(), m.name, tag, driver.FlagDirect)
+	m.must(err)
+	m.content = bytes.Clone(m.snaps[tag])
+	off, n := m.place()
+	p := rig.Random(m.rng.Uint64(), n)
+	m.must(m.disk.Write(p, uint64(off)))
+	copy(m.content[off:], p)
+}
+
+func (m *nativeModel) same(got, want []byte, what string) {
+	m.t.Helper()
+	if bytes.Equal(got, want) {
+		return
+	}
+	i := 0
+	for got[i] == want[i] {
+		i++
+	}
+	m.must(fmt.Errorf("%s: byte %d of %d is %#x, want %#x", what, i, len(want), got[i], want[i]))
+}
+
+// verify compares everything there is, over the native protocol and over NBD.
+func (m *nativeModel) verify() {
+	m.t.Helper()
+	m.note("verify")
+	m.must(m.disk.Flush())
+	got := make([]byte, len(m.content))
+	m.must(m.disk.Read(got, 0))
+	m.same(got, m.content, "over the connection that wrote")
+	s := m.sheep()
+	mustRead(m.t, s, m.name, 0, m.content)
+	tags, states, err := m.disk.Snapshots()
+	m.must(err)
+	if len(tags) != len(m.snaps) {
+		m.t.Fatalf("%s has snapshots %v, want %d", m.name, tags, len(m.snaps))
+	}
+	for i, tag := range tags {
+		if states[i] != uint64(len(m.states[tag])) {
+			m.t.Fatalf("%s has a state of %d, want %d", tag, states[i], len(m.states[tag]))
+		}
+		mustRead(m.t, s, m.name+"@"+tag, 0, m.snaps[tag])
+		d, err := driver.Open(s.Native(), m.name, tag, driver.FlagCache)
+		m.must(err)
+		got := make([]byte, len(m.snaps[tag]))
+		m.must(d.Read(got, 0))
+		m.same(got, m.snaps[tag], "snapshot "+tag)
+		m.must(d.Close())
+	}
+}
+
+// A client that does as QEMU does, through snapshots, rollbacks, states of machines, growing, killed clients
+// and a sheep that is killed: what it reads is what was written, and NBD has the same.
+func TestNativeModel(t *testing.T) {
+	s := rig.Start(t, rig.Options{})
+	m := newNativeModel(t, 1, "vm", func() *rig.Sheep { return s })
+	for round := range 6 {
+		for range 60 {
+			m.step()
+		}
+		m.verify()
+		if round%2 == 1 {
+			m.note("kill the sheep")
+			s.Kill()
+			s.Start()
+			m.verify()
+		}
+	}
+	if m.disk.Close() != nil {
+		t.Error("the VDI is not released")
+	}
+	rig.Contains(t, s.Dog("vdi", "check", "vm"), "as they should be")
+}
+
+// The sheep is killed while requests are under way: the client sends them again, and nothing is lost.
+func TestNativeReconnect(t *testing.T) {
+	s := rig.Start(t, rig.Options{})
+	if err := driver.Create(s.Native(), "vm", 64<<20, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	const workers, size = 8, 8 << 20
+	d, err := driver.Open(s.Native(), "vm", "", driver.FlagDirect)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	done := make(chan error, workers)
+	content := make([][]byte, workers)
+	for w := range workers {
+		content[w] = make([]byte, size)
+		go func() {
+			rng := rand.New(rand.NewPCG(uint64(w), 1))
+			for {
+				select {
+				case <-stop:
+					done <- nil
+					return
+				default:
+				}
+				off := rng.IntN(size/4096) * 4096
+				p := rig.Random(rng.Uint64(), min(4096*(1+rng.IntN(20)), size-off))
+				if err := d.Write(p, uint64(w*size+off)); err != nil {
+					done <- err
+					return
+				}
+				copy(content[w][off:], p)
+			}
+		}()
+	}
+	for range 3 {
+		time.Sleep(500 * time.Millisecond)
+		s.Kill()
+		s.Start()
+	}
+	time.Sleep(300 * time.Millisecond)
+	close(stop)
+	for range workers {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := bytes.Join(content, nil)
+	got := make([]byte, len(all))
+	if err := d.Read(got, 0); err != nil || !bytes.Equal(got, all) {
+		t.Errorf("other content than was written, %v", err)
+	}
+	mustRead(t, s, "vm", 0, all)
+}
