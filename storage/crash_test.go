@@ -135,7 +135,10 @@ func TestCrashEverywhere(t *testing.T) {
 		if seed%4 == 1 || seed%4 == 2 {
 			most = stride(2)
 		}
-		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { c.everywhere(t, most, 7) })
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			t.Parallel()
+			c.everywhere(t, most, 21)
+		})
 	}
 }
 
@@ -145,14 +148,19 @@ func TestCrashEverySize(t *testing.T) {
 	for shift := uint8(object.MinSizeShift); shift <= object.MaxSizeShift; shift++ {
 		for seed := range uint64(rounds(1)) {
 			c := crashCase{seed: 2000 + seed*100 + uint64(shift), disks: 1, steps: 15, shift: shift}
-			most := int64(3)
+			most := int64(4)
 			switch {
 			case shift >= 30: // tables of megabytes
-				most = 40
+				most = 50
 			case shift >= 27:
-				most = 10
+				most = 12
 			}
-			t.Run(fmt.Sprintf("shift %d seed %d", shift, c.seed), func(t *testing.T) { c.everywhere(t, stride(most), 20) })
+			t.Run(fmt.Sprintf("shift %d seed %d", shift, c.seed), func(t *testing.T) {
+				if shift < 27 { // several large ones at a time would take too much memory
+					t.Parallel()
+				}
+				c.everywhere(t, stride(most), 20*most)
+			})
 		}
 	}
 }

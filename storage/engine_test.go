@@ -403,12 +403,13 @@ func TestCheckpointWaitsForDirectWrites(t *testing.T) {
 	go func() { checkpoint <- s.Checkpoint(context.Background()) }()
 	select {
 	case <-checkpoint:
-		t.Error("the checkpoint ended before the write did")
+		t.Fatal("the checkpoint ended before the write did")
 	case <-time.After(300 * time.Millisecond):
 	}
 	after := d.Reopen(1)
 	close(release)
 	<-over // the power is off
+	<-checkpoint
 	_ = s.Close()
 
 	s = mustOpen(t, quietConfig(after))
