@@ -98,6 +98,7 @@ type Gateway struct {
 	volumes map[object.VID][]holding
 	objects map[objectKey]*queue
 	flushes []*Flush
+	open    int // requests that were submitted and not given back
 	syncs   map[replica.Peer]*syncing
 	effects []Effect
 }
@@ -160,6 +161,7 @@ func (g *Gateway) Submit(now replica.Time, r *Request) {
 	r.Err, r.began, r.sent, r.retryAt, r.waiting, r.changes = nil, now, 0, 0, false, nil
 	r.part = g.part(r.Group)
 	r.part.requests = append(r.part.requests, r)
+	g.open++
 	if !r.Read && !g.enqueue(r) {
 		r.waiting = true
 		return
@@ -217,6 +219,7 @@ func unavailable(r *Request) error {
 func (g *Gateway) finish(r *Request, err error) {
 	p := r.part
 	p.requests = slices.DeleteFunc(p.requests, func(q *Request) bool { return q == r })
+	g.open--
 	r.Err, r.part = err, nil
 	g.emit(Effect{Kind: Done, Request: r})
 	if r.changes != nil {
@@ -242,15 +245,7 @@ func (g *Gateway) Tick(now replica.Time) {
 
 // Idle reports whether Tick has nothing to do before another event comes.
 func (g *Gateway) Idle() bool {
-	if len(g.flushes) > 0 {
-		return false
-	}
-	for _, p := range g.parts {
-		if len(p.requests) > 0 {
-			return false
-		}
-	}
-	return true
+	return len(g.flushes) == 0 && g.open == 0
 }
 
 func (g *Gateway) groups() []object.Group {
