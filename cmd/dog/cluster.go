@@ -124,12 +124,12 @@ func leaderOf(v api.Cluster) string {
 func (a *app) clusterCheck() *cobra.Command {
 	var repair bool
 	c := &cobra.Command{
-		Use: "check", Short: "Check all VDIs, and the disks of all nodes",
-		Long: "Check all VDIs, and the disks of all nodes. The exit status is 1 if there are problems that were not repaired.\n\n" + problemGrid.rawHelp(),
+		Use: "check", Short: "Check all VDIs, disks and replicas",
+		Long: "Check all VDIs and the disks of all nodes, that all replicas are equal, and that what is on\nthe disks is what was written: all of it is read. The exit status is 1 if there are problems that were not repaired.\n\n" + problemGrid.rawHelp(),
 		Args: exactly(0),
 		RunE: func(*cobra.Command, []string) error { return a.check("", repair) },
 	}
-	c.Flags().BoolVar(&repair, "repair", false, "remove leftovers of crashes")
+	c.Flags().BoolVar(&repair, "repair", false, "make replicas equal, take what is corrupt from others, and remove leftovers of crashes")
 	return c
 }
 

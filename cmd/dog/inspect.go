@@ -21,6 +21,7 @@ var problemGrid = grid[api.Problem]{
 	{head: "Offset", right: true, cell: func(p api.Problem) string { return strconv.FormatInt(p.Off, 10) }, raw: "offset", value: func(p api.Problem) any { return p.Off }},
 	{head: "Length", right: true, cell: func(p api.Problem) string { return strconv.FormatInt(p.Len, 10) }, raw: "length", value: func(p api.Problem) any { return p.Len }},
 	{head: "Repaired", cell: func(p api.Problem) string { return map[bool]string{true: "yes", false: "no"}[p.Repaired] }, raw: "repaired", value: func(p api.Problem) any { return p.Repaired }},
+	{raw: "node", value: func(p api.Problem) any { return p.Node }},
 	{head: "What it means", cell: func(p api.Problem) string { return p.Text }},
 }
 

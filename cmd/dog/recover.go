@@ -73,11 +73,44 @@ func (a *app) showRecovery(r api.Recovery) error {
 	f.add("Degraded", strconv.Itoa(r.Degraded))
 	f.add("Unavailable", strconv.Itoa(r.Unavailable))
 	f.add("Moving", strconv.Itoa(r.Moving))
+	if len(r.Transfers) > 0 {
+		f.add("Transferred", human(r.DoneBytes))
+		f.add("Left", fmt.Sprintf("%d objects to be looked at, about %s to be transferred", r.LeftObjects, human(r.LeftBytes)))
+		f.add("Speed", human(int64(r.BytesPerSecond))+"/s")
+		f.add("Done in", etaOf(r.ETA))
+	}
+	f.add("Did not answer", strings.Join(r.Silent, ", "))
 	text := f.String()
 	if len(r.Nodes) > 0 {
 		text += "\n" + recoveryGrid.table(r.Nodes)
 	}
+	if len(r.Transfers) > 0 {
+		text += "\n" + transferGrid.table(r.Transfers)
+	}
+	for _, t := range r.Transfers {
+		if t.Waits != "" {
+			text += printable(fmt.Sprintf("%s waits: %s\n", t.Node, t.Waits))
+		}
+	}
 	return a.write(text)
+}
+
+var transferGrid = grid[api.Transfer]{
+	{head: "From", cell: func(t api.Transfer) string { return t.Source }},
+	{head: "To", cell: func(t api.Transfer) string { return t.Node }},
+	{head: "Partitions", right: true, cell: func(t api.Transfer) string { return strconv.Itoa(t.Partitions) }},
+	{head: "Objects left", right: true, cell: func(t api.Transfer) string { return strconv.FormatInt(t.Objects, 10) }},
+	{head: "Transferred", right: true, cell: func(t api.Transfer) string { return human(t.DoneBytes) }},
+	{head: "Left", right: true, cell: func(t api.Transfer) string { return human(t.LeftBytes) }},
+	{head: "Speed", right: true, cell: func(t api.Transfer) string { return human(int64(t.BytesPerSecond)) + "/s" }},
+	{head: "Done in", right: true, cell: func(t api.Transfer) string { return etaOf(t.ETA) }},
+}
+
+func etaOf(seconds int64) string {
+	if seconds < 0 {
+		return "not known"
+	}
+	return (time.Duration(seconds) * time.Second).String()
 }
 
 // recoveryEvery is how often it is asked how far recovery is.

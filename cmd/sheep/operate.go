@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"sheepdog/cluster"
@@ -142,4 +143,51 @@ func (m membership) StopAll(ctx context.Context, force bool) ([]string, error) {
 func (m membership) Ask(ctx context.Context, node string, question []byte) ([]byte, error) {
 	answer, err := m.Node.Ask(ctx, node, question)
 	return answer, operation(err)
+}
+
+// Transfers implements admin.Operations.
+func (m membership) Transfers() (list []api.Transfer) {
+	for _, s := range m.Node.Recovery() {
+		t := api.Transfer{
+			Source: s.Source, Node: s.Node, Partitions: s.Partitions, Objects: int64(s.Objects), Listing: s.Listing,
+			DoneObjects: int64(s.DoneObjects), DoneBytes: int64(s.DoneBytes), LeftBytes: int64(s.LeftBytes), BytesPerSecond: s.BytesPerSecond, ETA: -1, Waits: s.Waits,
+		}
+		if s.ETA != nil {
+			t.ETA = int64(*s.ETA / time.Second)
+		}
+		list = append(list, t)
+	}
+	return list
+}
+
+// CheckReplicas implements admin.Operations.
+func (m membership) CheckReplicas(ctx context.Context, repair bool, progress func(done, total int64)) (api.CheckReport, error) {
+	found, err := m.Node.CheckReplicas(ctx, repair, func(p cluster.CheckProgress) { progress(int64(p.Done), int64(p.Partitions)) })
+	r := api.CheckReport{More: int64(found.More)}
+	for i := range found.Findings {
+		f := &found.Findings[i]
+		if f.Repaired {
+			r.Repaired++
+		}
+		r.Problems = append(r.Problems, api.Problem{Kind: api.ProblemReplica, Node: f.Node, Object: f.Object, Text: differing(f), Repaired: f.Repaired})
+	}
+	for _, u := range found.Unchecked {
+		r.Problems = append(r.Problems, api.Problem{Kind: api.ProblemReplica, Text: fmt.Sprintf("partition %d of policy %d could not be compared: %s: check again when its nodes are up", u.Partition, u.Policy, u.Reason)})
+	}
+	return r, err
+}
+
+// differing says what is wrong with a replica, and what to do.
+func differing(f *cluster.CheckResult) string {
+	what := map[string]string{
+		"differs": fmt.Sprintf("%d blocks on node %s are not what the primary has", f.Blocks, f.Node), "missing": "it is missing on node " + f.Node,
+		"extra": "only node " + f.Node + " has it, not the primary", "newer": "node " + f.Node + " has a newer version than the primary", "unreadable": "it cannot be read on node " + f.Node + ": " + f.Reason,
+	}[f.Kind]
+	switch {
+	case f.Repaired:
+		return what + ": repaired"
+	case f.Kind == "extra" || f.Kind == "newer":
+		return what + ": the primary may have lost it, so it is left as it is: compare the volume with a backup"
+	}
+	return what + `: "dog cluster check --repair" makes them equal`
 }

@@ -98,23 +98,43 @@ func (c *call) checkAll() error {
 	if err := c.s.cfg.Cluster.Ready(); err != nil {
 		return fmt.Errorf("check the cluster: %w", err)
 	}
+	content := c.query("content") != "false"
 	l := c.lines()
 	report := api.CheckReport{Problems: []api.Problem{}}
-	for _, d := range c.s.everyDisk(ctx) {
-		checkDisk(&report, d)
+	return l.finish(&report, cause(ctx, c.checkEverything(ctx, l, &report, repair, content)))
+}
+
+// checkEverything begins with what repairs content, so that what is found later is not the
+// same once more.
+func (c *call) checkEverything(ctx context.Context, l *lines, r *api.CheckReport, repair, content bool) error {
+	if content {
+		if err := c.scrubAll(ctx, l, r, repair); err != nil {
+			return err
+		}
 	}
-	err = c.checkVolumes(ctx, l, &report, repair)
-	return l.finish(&report, cause(ctx, err))
+	replicas, err := c.s.cfg.Cluster.CheckReplicas(ctx, repair, l.progress("replicas"))
+	if err != nil {
+		return err
+	}
+	r.Repaired += replicas.Repaired
+	r.More += replicas.More
+	for _, p := range replicas.Problems {
+		add(r, p)
+	}
+	for _, d := range c.s.everyDisk(ctx) {
+		checkDisk(r, d)
+	}
+	return c.checkVolumes(ctx, l, r, repair)
 }
 
 func checkDisk(r *api.CheckReport, d api.Disk) {
 	if d.State != api.DiskOK {
-		add(r, api.Problem{Kind: api.ProblemDisk, Text: fmt.Sprintf("disk %s of node %s is %s: %s", d.Path, d.Node, d.State, d.Reason)})
+		add(r, api.Problem{Kind: api.ProblemDisk, Node: d.Node, Text: fmt.Sprintf("disk %s of node %s is %s: %s", d.Path, d.Node, d.State, d.Reason)})
 	}
 	for _, o := range d.Corrupt {
 		add(r, api.Problem{
-			Kind: vdi.ProblemCorrupt, Object: o.Object,
-			Text: fmt.Sprintf("%d of its blocks on disk %s of node %s do not match their checksums: restore the data from a backup, or write over it", len(o.Blocks), d.Path, d.Node),
+			Kind: vdi.ProblemCorrupt, Object: o.Object, Node: d.Node,
+			Text: fmt.Sprintf("%d of its blocks on disk %s of node %s do not match their checksums: \"dog cluster check --repair\" takes them from another replica if there is one; else restore the data from a backup, or write over it", len(o.Blocks), d.Path, d.Node),
 		})
 	}
 }

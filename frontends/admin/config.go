@@ -68,8 +68,13 @@ type Cluster interface {
 type Operations interface {
 	// Partitions lists those of all policies.
 	Partitions() []api.Partition
-	// Recovery tells how far data is where it shall be.
+	// Recovery tells how far data is where it shall be, without Transfers and what follows
+	// from them.
 	Recovery() api.Recovery
+	// Transfers tells what this node brings to others.
+	Transfers() []api.Transfer
+	// CheckReplicas compares all replicas, and with repair makes them equal.
+	CheckReplicas(ctx context.Context, repair bool, progress func(done, total int64)) (api.CheckReport, error)
 	SetRecovery(ctx context.Context, q api.RecoverySettings) error
 	ForceRecovery(ctx context.Context) (nodes []string, err error)
 	Drain(ctx context.Context, node string, drain, force bool) error
@@ -129,8 +134,11 @@ type Config struct {
 	Cluster Cluster
 	Disks   func() []api.Disk // of this node; default: none
 	Plugs   Plugs             // nil: disks come and go with the configuration
-	Node    string            // this node's name
-	Version string            // of the program; default "unknown"
+	// Scrub reads all that the disks have, notes what is corrupt, and with repair brings that
+	// from other nodes as far as this one is who does so. Default: nothing.
+	Scrub   func(ctx context.Context, repair bool) error
+	Node    string // this node's name
+	Version string // of the program; default "unknown"
 
 	Sessions []SessionSource
 	Exports  func() []ExportPoint // default: none
@@ -179,6 +187,9 @@ func (c *Config) validate() error {
 	}
 	if c.Disks == nil {
 		c.Disks = func() []api.Disk { return nil }
+	}
+	if c.Scrub == nil {
+		c.Scrub = func(context.Context, bool) error { return nil }
 	}
 	if c.Exports == nil {
 		c.Exports = func() []ExportPoint { return nil }

@@ -1,7 +1,10 @@
 package admin
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -124,9 +127,32 @@ func (c *call) partitions() (any, error) {
 
 func (c *call) recovery() (any, error) {
 	r := c.s.cfg.Cluster.Recovery()
-	r.Nodes = orEmpty(r.Nodes)
+	r.Nodes, r.Transfers, r.ETA = orEmpty(r.Nodes), c.s.transferring(), 0
+	answers, failed := askAll[[]api.Transfer](c.r.Context(), c.s, question{Method: http.MethodGet, Path: api.Prefix + "/node/transfers"})
+	for _, list := range answers {
+		r.Transfers = append(r.Transfers, list...)
+	}
+	r.Silent = slices.Sorted(maps.Keys(failed))
+	slices.SortFunc(r.Transfers, func(a, b api.Transfer) int {
+		return cmp.Or(strings.Compare(a.Node, b.Node), strings.Compare(a.Source, b.Source))
+	})
+	for _, t := range r.Transfers {
+		r.LeftObjects += t.Objects
+		r.LeftBytes += t.LeftBytes
+		r.DoneBytes += t.DoneBytes
+		r.BytesPerSecond += t.BytesPerSecond
+		if t.ETA < 0 || r.ETA < 0 {
+			r.ETA = -1
+		} else {
+			r.ETA = max(r.ETA, t.ETA) // they go on side by side
+		}
+	}
 	return r, nil
 }
+
+func (s *Server) transferring() []api.Transfer { return orEmpty(s.cfg.Cluster.Transfers()) }
+
+func (c *call) transfersHere() (any, error) { return c.s.transferring(), nil }
 
 func (c *call) setRecovery() (any, error) {
 	var q api.RecoverySettings

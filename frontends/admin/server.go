@@ -31,6 +31,8 @@ type Server struct {
 	metrics   *metrics
 	openapi   []byte
 
+	scrub scrubbing
+
 	stopOnce sync.Once
 	stopping chan struct{} // closed when transfers are to end
 }
@@ -89,6 +91,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		h.Close()
 	}
 	<-served
+	return nil
+}
+
+// Close ends what goes on without a client, and waits for that. It comes after Serve.
+func (s *Server) Close() error {
+	s.stopOnce.Do(func() { close(s.stopping) })
+	s.scrub.wait.Wait()
 	return nil
 }
 

@@ -104,6 +104,7 @@ func (in *incoming) repair() (err error) {
 	key := object.Key{Group: m.group, ID: m.id}
 	src := source{r: r, from: in.from, route: route{m.group, m.epoch, in.from.Incarnation}, id: m.id, moved: &in.moved}
 	mine, own, err := r.look(r.ctx, key)
+	r.distrust(key, own)
 	theirs, sums, failure := src.sums(r.ctx, own)
 	if isNotFound(failure) {
 		return r.cfg.Store.Delete(r.ctx, key)
@@ -144,6 +145,26 @@ func (r *Replicas) look(ctx context.Context, k object.Key) (object.Info, []uint6
 	}
 	sums, err := r.cfg.Store.Sums(ctx, k)
 	return info, sums, err
+}
+
+// rotting is a Store that knows which blocks are corrupt although their checksums are there.
+type rotting interface{ Rotten(object.Key) []uint32 }
+
+// rottenSum is a checksum that no content is believed to have.
+const rottenSum = ^uint64(0)
+
+// distrust makes a table of this node say of blocks that are known to be corrupt that they
+// are like nobody's: so a comparison finds them, and a repair takes them from the primary.
+func (r *Replicas) distrust(k object.Key, sums []uint64) {
+	s, ok := r.cfg.Store.(rotting)
+	if !ok {
+		return
+	}
+	for _, b := range s.Rotten(k) {
+		if int(b) < len(sums) {
+			sums[b] = rottenSum
+		}
+	}
 }
 
 // source is an object on another node.
@@ -332,6 +353,9 @@ func (in *incoming) serve() error {
 		case req.Op == opSums:
 			var sums []uint64
 			sums, err = r.cfg.Store.Sums(r.ctx, key)
+			if !in.part.primary.Load() { // of whom others take what they have not
+				r.distrust(key, sums)
+			}
 			req.ReplyHead = appendInfo(req.ReplyHead, info)
 			req.ReplyData = appendDifference(req.ReplyData[:0], sums, decodeSums(req.Data))
 		default:

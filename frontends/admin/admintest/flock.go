@@ -106,6 +106,27 @@ func (c cluster) Recovery() api.Recovery {
 	return r
 }
 
+// Transfers implements admin.Operations.
+func (c cluster) Transfers() []api.Transfer {
+	if c.Flock == nil || c.name != "n2" {
+		return nil
+	}
+	return []api.Transfer{{Source: "n2", Node: "n1", Partitions: 12, Objects: 100, DoneObjects: 300, DoneBytes: 3 << 30, LeftBytes: 1 << 30, BytesPerSecond: 100 << 20, ETA: 10}}
+}
+
+// CheckReplicas implements admin.Operations.
+func (c cluster) CheckReplicas(_ context.Context, repair bool, progress func(done, total int64)) (api.CheckReport, error) {
+	progress(64, 64)
+	if c.Flock == nil {
+		return api.CheckReport{}, nil
+	}
+	r := api.CheckReport{Problems: []api.Problem{{Kind: api.ProblemReplica, Node: "n2", Object: "00123456000000ab", Text: "2 blocks on node n2 are not what the primary has", Repaired: repair}}}
+	if repair {
+		r.Repaired = 1
+	}
+	return r, nil
+}
+
 // SetRecovery implements admin.Operations.
 func (c cluster) SetRecovery(_ context.Context, q api.RecoverySettings) error {
 	c.Lock()

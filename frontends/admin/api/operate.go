@@ -15,6 +15,37 @@ type Recovery struct {
 	Unavailable int            `json:"unavailable"` // partitions that cannot be written
 	Moving      int            `json:"moving"`      // partitions that are held by others than shall hold them
 	Nodes       []NodeRecovery `json:"nodes"`       // that have anything to do with it
+	Transfers   []Transfer     `json:"transfers"`   // that are under way
+	// Of all transfers together. LeftBytes are estimated: it is not known before which
+	// objects differ. ETA is in seconds, -1 if nobody knows.
+	LeftObjects    int64    `json:"left_objects"`
+	LeftBytes      int64    `json:"left_bytes"`
+	DoneBytes      int64    `json:"done_bytes"`
+	BytesPerSecond float64  `json:"bytes_per_second"`
+	ETA            int64    `json:"eta"`
+	Silent         []string `json:"silent,omitempty"` // nodes that did not say what they transfer
+}
+
+// Transfer is what one node brings to another one.
+type Transfer struct {
+	Source         string  `json:"source"`
+	Node           string  `json:"node"`
+	Partitions     int     `json:"partitions"`
+	Objects        int64   `json:"objects"` // to be looked at yet
+	Listing        bool    `json:"listing"` // not all of them are known
+	DoneObjects    int64   `json:"done_objects"`
+	DoneBytes      int64   `json:"done_bytes"` // that differed
+	LeftBytes      int64   `json:"left_bytes"` // estimated
+	BytesPerSecond float64 `json:"bytes_per_second"`
+	ETA            int64   `json:"eta"`             // seconds, -1: nobody knows
+	Waits          string  `json:"waits,omitempty"` // for what, and what to do
+}
+
+// ScrubState tells how the reading of all that a node has is going, if somebody asked for it.
+type ScrubState struct {
+	Running bool    `json:"running"`
+	Done    float64 `json:"done"`            // 0 to 1, the least of its disks
+	Error   string  `json:"error,omitempty"` // of the last one
 }
 
 // NodeRecovery tells what a node has to do with recovery.

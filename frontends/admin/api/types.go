@@ -289,7 +289,8 @@ type Problem struct {
 	VDI        string `json:"vdi,omitempty"`
 	Tag        string `json:"tag,omitempty"`
 	SnapshotID uint32 `json:"snapshot_id,omitempty"`
-	Kind       string `json:"kind"` // missing, corrupt, leftover, unowned, disk
+	Node       string `json:"node,omitempty"` // whose replica or disk it is about
+	Kind       string `json:"kind"`           // missing, corrupt, leftover, unowned, disk, replica
 	Object     string `json:"object,omitempty"`
 	Off        int64  `json:"off"`
 	Len        int64  `json:"len"`
@@ -297,8 +298,11 @@ type Problem struct {
 	Repaired   bool   `json:"repaired"`
 }
 
-// ProblemDisk is the Kind of a Problem of a disk of the node.
-const ProblemDisk = "disk"
+// Kinds of a Problem beside those of volumes.
+const (
+	ProblemDisk    = "disk"
+	ProblemReplica = "replica" // it is not what the primary has
+)
 
 // Attribute is the value of one attribute of a VDI.
 type Attribute struct {
