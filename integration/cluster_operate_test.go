@@ -131,3 +131,44 @@ func awaitMember(t *testing.T, f *rig.Flock, asked *rig.Sheep, name string, is f
 
 // endLimit bounds how long a daemon may take to stop.
 const endLimit = 45 * time.Second
+
+// A disk that is added to a node under load gives that node a larger share, holds some of it, and is there after a
+// restart.
+func TestFlockPlugsDisk(t *testing.T) {
+	f := rig.NewFlock(t, 3, 2)
+	h := newHerder(t, f, "v")
+	h.start(f.Nodes[0])
+	time.Sleep(time.Second)
+	h.stall()
+	before := f.Members(f.Nodes[0])["n2"].Replicas
+	n2 := f.Nodes[1]
+	dir := n2.PlugDisk()
+	awaitMember(t, f, f.Nodes[0], "n2", func(m rig.Member) bool { return m.Replicas > before*5/4 })
+	f.WaitWhole(wholeLimit)
+	reportStall(t, h, "a disk is added to n2", movingLimit)
+	var disks []struct {
+		Node, Path, State string
+		Objects           int
+	}
+	f.Nodes[2].DogJSON(&disks, "node", "md", "info", "--node", "n2")
+	if len(disks) != 2 || disks[1].Path != dir || disks[1].State != "ok" || disks[1].Objects == 0 {
+		t.Errorf("the disks of n2 are %+v", disks)
+	}
+	if r := n2.DogRun("node", "md", "plug", dir); r.Code != 1 {
+		t.Errorf("a disk is added twice: status %d", r.Code)
+	}
+	if r := f.Nodes[0].DogRun("node", "md", "unplug", dir, "--node", "n2"); r.Code != 1 || !strings.Contains(r.Stderr, "drain") {
+		t.Errorf("a disk is taken out: status %d, %s", r.Code, r.Stderr)
+	}
+	n2.Stop()
+	f.Back(wholeLimit, 1)
+	h.end()
+	f.Nodes[0].DogJSON(&disks, "node", "md", "info", "--node", "n2")
+	if len(disks) != 2 || disks[1].Objects == 0 {
+		t.Errorf("after a restart the disks of n2 are %+v", disks)
+	}
+	for _, s := range f.Nodes {
+		h.verify(s, false)
+	}
+	f.Nodes[0].Dog("cluster", "check")
+}

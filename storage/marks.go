@@ -32,7 +32,7 @@ const (
 // Marks of a group are kept on its disk, so that they are lost with it.
 func (s *Store) KeepMarks(marks map[object.Group]object.Version) error {
 	var errs []error
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		if d.failed() != nil {
 			continue
 		}
@@ -52,7 +52,7 @@ func (s *Store) KeepMarks(marks map[object.Group]object.Version) error {
 // Marks returns what KeepMarks kept last. What cannot be read is left out.
 func (s *Store) Marks() map[object.Group]object.Version {
 	all := make(map[object.Group]object.Version)
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		marks, err := readMarks(d.fs)
 		if err != nil {
 			d.logger.Warn("marks are lost: partitions will be compared with other nodes object by object", "disk", d.String(), "error", err)

@@ -3,6 +3,7 @@ package storage
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -15,47 +16,88 @@ import (
 // lives there, whatever the hash says: disks may come and grow without anything
 // moving. Looking up takes no lock.
 type routes struct {
-	drives []*drive
-	mu     sync.Mutex
+	lineup atomic.Pointer[lineup]
+	mu     sync.Mutex // of those who change pages
 	pages  [256]atomic.Pointer[routePage]
 }
 
-// routePage has one byte for each partition of a policy: 0, or the drive's index plus one.
-type routePage [1 << 16]uint8 // guarded by routes.mu for writing; entries are written once, from 0
-
-func (t *routes) find(g object.Group) *drive {
-	if len(t.drives) == 1 {
-		return t.drives[0]
-	}
-	if i := t.get(g); i != 0 {
-		return t.drives[i-1]
-	}
-	return t.drives[t.set(g, rendezvous(g, t.drives))-1]
+// lineup is the disks that there are. It never changes; another one takes its place.
+type lineup struct {
+	slots  []*drive // by the numbers that pages have; nil: the disk was taken out
+	drives []*drive // those that are there, in the order in which they came
 }
 
-func (t *routes) get(g object.Group) uint8 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// routePage has a number for each partition of a policy: 0, or its drive's slot plus one.
+type routePage [1 << 16]atomic.Uint32
+
+// drives are those that there are.
+func (t *routes) drives() []*drive {
+	if l := t.lineup.Load(); l != nil {
+		return l.drives
+	}
+	return nil
+}
+
+// add gives a drive a slot, for groups that are claimed or come.
+func (t *routes) add(d *drive) (slot int) {
+	next := &lineup{}
+	if l := t.lineup.Load(); l != nil {
+		next.slots, next.drives = append(next.slots, l.slots...), append(next.drives, l.drives...)
+	}
+	slot = len(next.slots)
+	next.slots, next.drives = append(next.slots, d), append(next.drives, d)
+	t.lineup.Store(next)
+	return slot
+}
+
+func (t *routes) find(g object.Group) *drive {
+	l := t.lineup.Load()
+	if i := t.get(g); i != 0 && int(i) <= len(l.slots) && l.slots[i-1] != nil {
+		return l.slots[i-1]
+	}
+	return t.place(g)
+}
+
+func (t *routes) get(g object.Group) uint32 {
 	if p := t.pages[g.Policy].Load(); p != nil {
-		return p[g.Partition]
+		return p[g.Partition].Load()
 	}
 	return 0
 }
 
-// set records that g lives on drive i unless it lives somewhere already, and returns
-// the index plus one of where it lives.
-func (t *routes) set(g object.Group, i int) uint8 {
+// place finds a drive for a group that lives nowhere, or on a disk that was taken out.
+func (t *routes) place(g object.Group) *drive {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	l, p := t.lineup.Load(), t.page(g)
+	if i := p[g.Partition].Load(); i != 0 && l.slots[i-1] != nil {
+		return l.slots[i-1]
+	}
+	best := rendezvous(g, l.drives)
+	p[g.Partition].Store(uint32(slices.Index(l.slots, l.drives[best]) + 1))
+	return l.drives[best]
+}
+
+// page is a policy's, made when first needed. mu is held.
+func (t *routes) page(g object.Group) *routePage {
 	p := t.pages[g.Policy].Load()
 	if p == nil {
 		p = new(routePage)
 		t.pages[g.Policy].Store(p)
 	}
-	if p[g.Partition] == 0 {
-		p[g.Partition] = uint8(i + 1)
+	return p
+}
+
+// claim records that g lives in a slot unless it lives somewhere already, and returns where.
+func (t *routes) claim(g object.Group, slot int) (at int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l, p := t.lineup.Load(), t.page(g)
+	if i := p[g.Partition].Load(); i != 0 && l.slots[i-1] != nil {
+		return int(i - 1)
 	}
-	return p[g.Partition]
+	p[g.Partition].Store(uint32(slot + 1))
+	return slot
 }
 
 // rendezvous chooses the drive with the highest weighted score: each drive gets its

@@ -144,7 +144,7 @@ func (d *drive) stat(ctx context.Context, k object.Key) (object.Info, error) {
 // Groups lists the groups that have objects, or had some.
 func (s *Store) Groups(ctx context.Context) ([]object.Group, error) {
 	seen := make(map[object.Group]bool)
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}

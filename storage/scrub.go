@@ -32,8 +32,9 @@ func (s *Store) Scrub(ctx context.Context) error {
 		return object.ErrClosed
 	}
 	var wg sync.WaitGroup
-	errs := make([]error, len(s.routes.drives))
-	for i, d := range s.routes.drives {
+	drives := s.routes.drives()
+	errs := make([]error, len(drives))
+	for i, d := range drives {
 		wg.Go(func() { errs[i] = d.scrub(ctx, 0) })
 	}
 	wg.Wait()

@@ -63,7 +63,7 @@ type counters struct {
 // Status describes the disks as they are now.
 func (s *Store) Status() Status {
 	var st Status
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		st.Disks = append(st.Disks, d.status())
 	}
 	return st

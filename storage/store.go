@@ -19,6 +19,7 @@ type Store struct {
 	routes routes
 	closed atomic.Bool
 	idMu   sync.Mutex
+	plugMu sync.Mutex // one change of the disks at a time
 }
 
 // maxDisks bounds the disks of a node.
@@ -37,12 +38,12 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg}
 	if err := s.open(); err != nil {
-		for _, d := range s.routes.drives {
+		for _, d := range s.routes.drives() {
 			_ = d.abandon()
 		}
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		if d.failed() == nil {
 			d.start()
 		}
@@ -57,7 +58,7 @@ func (s *Store) open() error {
 		if err != nil {
 			return err
 		}
-		s.routes.drives = append(s.routes.drives, d)
+		s.routes.add(d)
 		if other := ids[d.id.Disk]; other != nil {
 			return refuse("disks %s and %s have the same identity: one is a copy of the other", other, d)
 		}
@@ -68,7 +69,7 @@ func (s *Store) open() error {
 	}
 	var failure error
 	working := 0
-	for i, d := range s.routes.drives {
+	for i, d := range s.routes.drives() {
 		for g := range d.groups {
 			if err := s.claim(g, i); err != nil {
 				return err
@@ -97,9 +98,10 @@ func (s *Store) open() error {
 // away while the store went on without it: then its content is old, and which of the
 // two it was only the operator knows.
 func (s *Store) claim(g object.Group, i int) error {
-	if at := s.routes.set(g, i); int(at) != i+1 {
+	if at := s.routes.claim(g, i); at != i {
+		slots := s.routes.lineup.Load().slots
 		return fmt.Errorf("disks %s and %s both have objects of group %s: what one of them holds is old, for it was left out while the other took its place: take that one out of node.disks, or empty it: %w",
-			s.routes.drives[at-1], s.routes.drives[i], g, object.ErrInvalid)
+			slots[at], slots[i], g, object.ErrInvalid)
 	}
 	return nil
 }
@@ -108,12 +110,12 @@ func (s *Store) claim(g object.Group, i int) error {
 // that were there the last time.
 func (s *Store) noteDisks() {
 	var ids []string
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		ids = append(ids, d.id.Disk)
 	}
 	slices.Sort(ids)
 	missing := make(map[string]bool)
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		if d.failed() != nil || slices.Equal(d.id.Disks, ids) {
 			continue
 		}
@@ -134,7 +136,7 @@ func (s *Store) noteDisks() {
 
 func (s *Store) sameCluster() error {
 	cluster := ""
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		if d.id.Cluster == "" {
 			continue
 		}
@@ -150,7 +152,7 @@ func (s *Store) sameCluster() error {
 func (s *Store) Cluster() string {
 	s.idMu.Lock()
 	defer s.idMu.Unlock()
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		if d.id.Cluster != "" {
 			return d.id.Cluster
 		}
@@ -163,7 +165,7 @@ func (s *Store) Cluster() string {
 func (s *Store) SetIdentity(cluster, node string) error {
 	s.idMu.Lock()
 	defer s.idMu.Unlock()
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		id := *d.id
 		changed, err := id.adopt(d.fs, node, cluster)
 		if err == nil && changed {
@@ -182,8 +184,10 @@ func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
+	s.plugMu.Lock() // a disk that is being added is there, or never will be
+	defer s.plugMu.Unlock()
 	var err error
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		if e := d.close(); e != nil {
 			err = errors.Join(err, fmt.Errorf("close disk %s: %w", d, e))
 		}
@@ -213,7 +217,7 @@ func (s *Store) Submit(r *object.Request) {
 
 // Kick writes what was held back since the last one.
 func (s *Store) Kick() {
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		d.kick()
 	}
 }
@@ -235,7 +239,7 @@ func check(r *object.Request) error {
 
 // sync spreads an OpSync over the disks.
 func (s *Store) sync(r *object.Request) {
-	drives := s.routes.drives
+	drives := s.routes.drives()
 	if len(drives) == 1 {
 		drives[0].sync(r)
 		return
@@ -273,7 +277,7 @@ func (f *fan) done(part *object.Request) {
 // Checkpoint empties the logs of all disks into object files. It is done by itself
 // when due; tests and tools may want it at once.
 func (s *Store) Checkpoint(ctx context.Context) error {
-	for _, d := range s.routes.drives {
+	for _, d := range s.routes.drives() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -173,7 +173,7 @@ func (a *app) diskPlug() *cobra.Command {
 	var node string
 	c := &cobra.Command{
 		Use: "plug DIR", Short: "Add a disk to a node while it runs",
-		Long: "Add a disk, which is an empty directory on the node or one that was the node's before. The\nnode then gets its share of the data. Add the directory to node.disks of the node's\nconfiguration, too.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
+		Long: "Add a disk, which is an empty directory on the node. The node then gets its share of the data.\nAdd the directory to node.disks of the node's configuration, too.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			d, err := a.api.Plug(a.ctx, node, args[0])
 			if err != nil {

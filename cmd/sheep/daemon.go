@@ -314,7 +314,7 @@ func (d *daemon) makeAdmin() (err error) {
 	a := admin.Config{
 		Volumes: d.volumes, Cluster: membership{d.node}, Disks: d.disks, Node: d.conf.Node.Name, Version: version,
 		Sessions: []admin.SessionSource{nbdSessions{d.nbd}, nativeSessions{d.native}}, Exports: d.exports, Metrics: d.metrics,
-		Scrub: d.scrub, Level: d.level, Shutdown: d.shutdown, Insecure: d.conf.Insecure, Logger: d.log,
+		Plugs: plugs{d}, Scrub: d.scrub, Level: d.level, Shutdown: d.shutdown, Insecure: d.conf.Insecure, Logger: d.log,
 	}
 	if a.TLS, err = serverTLS("admin.tls", c.TLS); err != nil {
 		return err

@@ -109,6 +109,26 @@ func (f *Flock) Drop(s *Sheep) {
 	f.Nodes = slices.DeleteFunc(f.Nodes, func(o *Sheep) bool { return o == s })
 }
 
+// PlugDisk adds an empty disk to a daemon of a cluster while it runs, and to its configuration.
+func (s *Sheep) PlugDisk() string {
+	s.t.Helper()
+	dir := fmt.Sprintf("%s-%d", s.Disks[0], len(s.Disks)+1)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	s.Dog("node", "md", "plug", dir)
+	b, err := os.ReadFile(s.config)
+	if err == nil {
+		old := "disks: [" + strings.Join(s.Disks, ", ") + "]"
+		s.Disks = append(s.Disks, dir)
+		err = os.WriteFile(s.config, []byte(strings.Replace(string(b), old, "disks: ["+strings.Join(s.Disks, ", ")+"]", 1)), 0o644)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return dir
+}
+
 // Partition is who holds a partition, as the cluster shows it.
 type Partition struct {
 	InSync  []string `json:"in_sync"`

@@ -1,0 +1,88 @@
+package storage
+
+import (
+	"fmt"
+
+	"sheepdog/storage/disk"
+	"sheepdog/storage/object"
+)
+
+// Plug puts one more disk into service, which must be empty: what another life of the store
+// has left on it may be older than what the other disks have, and is looked at by Open. From
+// then on groups that come get their places on it too; those that are there stay where they
+// are. It fails with ErrInvalid if the disk is not empty, or belongs to others, and leaves it
+// alone then.
+func (s *Store) Plug(fsys disk.FS) (DiskStatus, error) {
+	s.plugMu.Lock()
+	defer s.plugMu.Unlock()
+	switch {
+	case s.closed.Load():
+		return DiskStatus{}, object.ErrClosed
+	case len(s.routes.drives()) >= maxDisks:
+		return DiskStatus{}, fmt.Errorf("there are %d disks, which is all a store can have: %w", maxDisks, object.ErrInvalid)
+	}
+	d, err := s.prepareEmpty(fsys)
+	if err != nil {
+		return DiskStatus{}, fmt.Errorf("add disk %s: %w", fsys, err)
+	}
+	d.start()
+	s.routes.add(d)
+	s.idMu.Lock()
+	s.noteDisks()
+	s.idMu.Unlock()
+	s.cfg.Logger.Info("disk was added", "disk", d.String(), "id", d.id.Disk)
+	return d.status(), nil
+}
+
+// prepareEmpty opens a disk that has nothing yet, up to where it could be started.
+func (s *Store) prepareEmpty(fsys disk.FS) (*drive, error) {
+	if err := refuseContent(fsys); err != nil {
+		return nil, err
+	}
+	d, err := prepareDrive(&s.cfg, fsys, s.cfg.Logger)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.welcome(d); err != nil {
+		_ = d.abandon() // nothing was written that could be lost
+		return nil, err
+	}
+	return d, nil
+}
+
+// refuseContent looks before anything is written: a disk of others is left as it is.
+func refuseContent(fsys disk.FS) error {
+	for _, dir := range []string{objectsDir, newDir} {
+		names, err := fsys.ReadDir(dir)
+		if err == nil && len(names) > 0 {
+			return refuse("it has objects already: empty it, or put it into node.disks and start anew")
+		}
+	}
+	return nil
+}
+
+// welcome finishes what prepareDrive has begun.
+func (s *Store) welcome(d *drive) error {
+	for _, o := range s.routes.drives() {
+		if o.id.Disk == d.id.Disk {
+			return refuse("it has the identity of disk %s: one is a copy of the other", o)
+		}
+	}
+	id := *d.id
+	if changed, err := id.adopt(d.fs, s.cfg.Node, s.Cluster()); err != nil {
+		return err
+	} else if changed {
+		if err := writeIdentity(d.fs, &id); err != nil {
+			return err
+		}
+		d.id = &id
+	}
+	found := false
+	if err := d.recover(func(object.Group) { found = true }); err != nil {
+		return err
+	}
+	if found {
+		return refuse("its log has something of objects: empty it, or put it into node.disks and start anew")
+	}
+	return nil
+}
