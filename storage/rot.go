@@ -94,9 +94,9 @@ func (r *rot) list() []Corrupt {
 	return all
 }
 
-// Rotten names blocks of an object that are known to be corrupt; none: there are none, or
+// RottenBlocks names blocks of an object that are known to be corrupt; none: there are none, or
 // it is the header or table of the object. It takes no time.
-func (s *Store) Rotten(k object.Key) []uint32 {
+func (s *Store) RottenBlocks(k object.Key) []uint32 {
 	r := &s.routes.find(k.Group).rot
 	if !r.some.Load() {
 		return nil

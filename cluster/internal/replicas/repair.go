@@ -148,7 +148,7 @@ func (r *Replicas) look(ctx context.Context, k object.Key) (object.Info, []uint6
 }
 
 // rotting is a Store that knows which blocks are corrupt although their checksums are there.
-type rotting interface{ Rotten(object.Key) []uint32 }
+type rotting interface{ RottenBlocks(object.Key) []uint32 }
 
 // rottenSum is a checksum that no content is believed to have.
 const rottenSum = ^uint64(0)
@@ -160,7 +160,7 @@ func (r *Replicas) distrust(k object.Key, sums []uint64) {
 	if !ok {
 		return
 	}
-	for _, b := range s.Rotten(k) {
+	for _, b := range s.RottenBlocks(k) {
 		if int(b) < len(sums) {
 			sums[b] = rottenSum
 		}
