@@ -76,8 +76,8 @@ bench-cluster: build tools ## speed of three nodes with three copies, and of rec
 bench-placement: ## quality and cost of data placement, simulated up to 500 nodes
 	go test -run '^$$' -bench . -benchtime 1x ./cluster/internal/placement
 
-sim: ## replication of a whole cluster simulated from seeds (N=2000; SEED=n tells what happens in one)
-	go test -count=1 -timeout 1h -v -run 'TestSimulation' ./cluster/internal/replica -sim.n $(or $(N),2000) $(if $(SEED),-sim.seed $(SEED))
+sim: ## a whole cluster simulated from seeds (N=2000; SEED=n tells what happens in one)
+	go test -count=1 -timeout 1h -v -run 'Simulation$(if $(SEED),$$)' ./cluster/internal/sim -sim.n $(or $(N),2000) $(if $(SEED),-sim.seed $(SEED))
 
 demo: build tools ## three sheep on this machine, an ext4 image on volume vm1, one sheep killed meanwhile (EXIT=1: stop when done; IMAGE=file NODES=1 ADDRESS=127.0.0.5)
 	@integration/demo.sh

@@ -254,7 +254,7 @@ func (t *transfer) run(theirs, own []uint64, current bool) error {
 		own = make([]uint64, len(theirs))
 	}
 	wrote := false
-	buf := make([]byte, 0, pieceBytes)
+	var buf []byte
 	for b := 0; b < len(theirs); {
 		if theirs[b] == own[b] {
 			b++
@@ -273,6 +273,9 @@ func (t *transfer) run(theirs, own []uint64, current bool) error {
 				return err
 			}
 		} else {
+			if cap(buf) < length {
+				buf = make([]byte, length)
+			}
 			buf = buf[:length]
 			if err := t.src.blocks(t.r.ctx, off, buf); err != nil {
 				return err
