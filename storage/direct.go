@@ -208,14 +208,19 @@ func (d *drive) logPart(o *obj, s *scratch, r *object.Request, first, end uint32
 func (w *direct) transfer(d *drive, r *object.Request) error {
 	for _, run := range w.runs {
 		data := r.Data[int64(run.first)*blockSize-int64(r.Off):][:int64(run.end-run.first)*blockSize]
-		for b := data; len(b) > 0; b = b[blockSize:] {
-			w.sums = append(w.sums, wal.Sum(b[:blockSize]))
-		}
-		if _, err := w.file.WriteAt(data, int64(run.first)*blockSize); err != nil {
-			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-				return fmt.Errorf("write object %s on disk %s: %w: %w", w.o.key, d, object.ErrNoSpace, object.ErrTorn)
+		for at := int64(run.first) * blockSize; len(data) > 0; {
+			piece := data[:min(len(data), verifyBytes)]
+			for b := piece; len(b) > 0; b = b[blockSize:] {
+				w.sums = append(w.sums, wal.Sum(b[:blockSize]))
 			}
-			return fmt.Errorf("write object %s: %w", w.o.key, err)
+			if _, err := w.file.WriteAt(piece, at); err != nil {
+				if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+					return fmt.Errorf("write object %s on disk %s: %w: %w", w.o.key, d, object.ErrNoSpace, object.ErrTorn)
+				}
+				return fmt.Errorf("write object %s: %w", w.o.key, err)
+			}
+			at += int64(len(piece))
+			data = data[len(piece):]
 		}
 	}
 	return nil

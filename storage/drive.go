@@ -92,7 +92,7 @@ func (d *drive) submit(r *object.Request) {
 	done := false
 	switch r.Op {
 	case object.OpRead:
-		done = d.tryRead(r)
+		done = r.Len <= maxInlineRead && d.tryRead(r)
 	case object.OpWrite:
 		done = int(r.Len) <= d.cfg.SmallWrite && d.tryLog(r)
 	case object.OpZero, object.OpDiscard:
@@ -102,6 +102,11 @@ func (d *drive) submit(r *object.Request) {
 		d.pool.submit(r)
 	}
 }
+
+// maxInlineRead bounds what a read copies and verifies within Submit, in bytes. Longer ones
+// take long enough for the hand-over to a worker not to matter, and for the caller to have
+// something better to do: send what was read before, or submit the next one.
+const maxInlineRead = 128 << 10
 
 // maxInlineZero bounds the work that a zero or discard does within Submit, in bytes.
 const maxInlineZero = 4 << 20

@@ -101,15 +101,20 @@ func (p *plan) execute(d *drive, o *obj, f *handle, first uint32, dst []byte, no
 			i += int(run.count)
 			continue
 		}
-		if err := p.fetch(d, f, run, first+uint32(i), part, nowait); err != nil {
-			return err
-		}
-		for len(part) > 0 {
-			if wal.Sum(part[:blockSize]) != p.sums[i] {
-				bad = addBad(bad, o.key, d, first+uint32(i))
+		for at := run; len(part) > 0; {
+			// Verified in pieces, while they are in the processor's cache.
+			piece := part[:min(len(part), verifyBytes)]
+			if err := p.fetch(d, f, at, first+uint32(i), piece, nowait); err != nil {
+				return err
 			}
-			part = part[blockSize:]
-			i++
+			at.pos += wal.Pos(len(piece))
+			part = part[len(piece):]
+			for ; len(piece) > 0; piece = piece[blockSize:] {
+				if wal.Sum(piece[:blockSize]) != p.sums[i] {
+					bad = addBad(bad, o.key, d, first+uint32(i))
+				}
+				i++
+			}
 		}
 	}
 	if bad != nil {
@@ -122,15 +127,18 @@ func (p *plan) fetch(d *drive, f *handle, run run, b uint32, part []byte, nowait
 	if run.source == fromLog {
 		return d.log.ReadAt(part, run.pos, nowait)
 	}
-	if !nowait {
+	n, err := f.ReadNowait(part, int64(b)*blockSize)
+	if !nowait && (n < len(part) || err != nil) {
 		return readFull(f, part, int64(b)*blockSize)
 	}
-	n, err := f.ReadNowait(part, int64(b)*blockSize)
 	if n < len(part) && (err == nil || errors.Is(err, io.EOF)) {
 		return disk.ErrWouldBlock // cached in part, or cut off: the slow way finds out
 	}
 	return err
 }
+
+// verifyBytes is how much is moved between two looks at checksums.
+const verifyBytes = 128 << 10
 
 // maxBadBlocks bounds the list in a CorruptError.
 const maxBadBlocks = 16
