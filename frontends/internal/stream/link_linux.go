@@ -25,16 +25,16 @@ type rawLink struct {
 
 	// The same for the one send.
 	sendIOV  []unix.Iovec
-	sendMax  int // bytes in sendIOV
 	sendWait bool
 	sendN    int
 	sendErr  error
 	sendFn   func(fd uintptr) bool
 }
 
-// shortCopy is what a system call may copy while the scheduler is not told of it: a
-// few microseconds. The socket is non-blocking, so the call cannot sleep longer.
-const shortCopy = 64 << 10
+// maxCopy bounds what one system call copies, in bytes: some tens of microseconds, for which
+// the scheduler is not told. The socket is non-blocking, so the call cannot sleep longer;
+// telling costs a wake-up of another thread whenever a call takes longer than 20 µs.
+const maxCopy = 256 << 10
 
 // newLink returns the quickest link for conn.
 func newLink(conn net.Conn) link {
@@ -46,9 +46,19 @@ func newLink(conn net.Conn) link {
 	if err != nil {
 		return &connLink{conn: conn}
 	}
+	if tcp, ok := conn.(*net.TCPConn); ok && tcp.RemoteAddr().(*net.TCPAddr).IP.IsLoopback() {
+		unpace(raw)
+	}
 	l := &rawLink{raw: raw}
 	l.recvFn, l.sendFn = l.doRecv, l.doSend
 	return l
+}
+
+// unpace takes a connection within this machine out of the hands of a congestion control
+// that paces: where BBR is the default it halves the rate of replies of a megabyte, and there
+// is no network to be congested. Every kernel has reno; without it nothing is lost but that.
+func unpace(raw syscall.RawConn) {
+	_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno") })
 }
 
 func (l *rawLink) recv(src receiver) (int, error) {
@@ -66,13 +76,16 @@ func (l *rawLink) doRecv(fd uintptr) bool {
 		l.recvN, l.recvErr = 0, err
 		return true
 	}
+	if len(p) >= maxCopy {
+		p, q = p[:maxCopy], nil
+	}
 	iov := l.recvIOV[:1]
 	setIovec(&iov[0], p)
 	if len(q) > 0 {
 		iov = l.recvIOV[:2]
 		setIovec(&iov[1], q)
 	}
-	n, errno := vectorCall(unix.SYS_READV, fd, iov, len(p)+len(q))
+	n, errno := vectorCall(unix.SYS_READV, fd, iov)
 	clear(iov)
 	switch {
 	case errno == unix.EAGAIN:
@@ -111,7 +124,7 @@ func (l *rawLink) sendVector(v [][]byte, wait bool) (int, error) {
 const maxIovecs = 1024
 
 // load builds the io vector. Replies that lie next to each other in an arena become
-// one entry.
+// one entry. No more than maxCopy is loaded.
 func (l *rawLink) load(v [][]byte) {
 	iov, total := l.sendIOV[:0], 0
 	var end *byte // one past the previous entry
@@ -129,16 +142,20 @@ func (l *rawLink) load(v [][]byte) {
 			iov = append(iov, unix.Iovec{Base: start, Len: uint64(len(p))})
 		}
 		total += len(p)
+		if total >= maxCopy {
+			iov[len(iov)-1].Len -= uint64(total - maxCopy)
+			break
+		}
 		end = nil
 		if cap(p) > len(p) { // else one past the end may be another object
 			end = unsafe.SliceData(p[len(p):cap(p)])
 		}
 	}
-	l.sendIOV, l.sendMax = iov, total
+	l.sendIOV = iov
 }
 
 func (l *rawLink) doSend(fd uintptr) bool {
-	n, errno := vectorCall(unix.SYS_WRITEV, fd, l.sendIOV, l.sendMax)
+	n, errno := vectorCall(unix.SYS_WRITEV, fd, l.sendIOV)
 	switch {
 	case errno == unix.EAGAIN:
 		if l.sendWait {
@@ -160,14 +177,8 @@ func setIovec(v *unix.Iovec, p []byte) {
 }
 
 // vectorCall is readv or writev. The Go runtime ignores SIGPIPE for sockets: EPIPE comes back.
-func vectorCall(trap, fd uintptr, iov []unix.Iovec, bytes int) (int, unix.Errno) {
-	var n uintptr
-	var errno unix.Errno
-	if bytes <= shortCopy {
-		n, _, errno = unix.RawSyscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
-	} else {
-		n, _, errno = unix.Syscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
-	}
+func vectorCall(trap, fd uintptr, iov []unix.Iovec) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
 	if errno != 0 {
 		return 0, errno
 	}
