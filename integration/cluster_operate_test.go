@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -171,4 +173,43 @@ func TestFlockPlugsDisk(t *testing.T) {
 		h.verify(s, false)
 	}
 	f.Nodes[0].Dog("cluster", "check")
+}
+
+// Operators who change their minds all the time, with a client at work: nothing is lost, no request fails, and in the
+// end every node holds its share. make soak does it for longer.
+func TestFlockBearsItsOperators(t *testing.T) {
+	f := rig.NewFlock(t, 4, 3)
+	h := newHerder(t, f, "v")
+	h.start(f.Nodes[0])
+	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
+	for round := range max(1, crashRounds(0)) {
+		node := fmt.Sprint("n", 1+random.IntN(4))
+		ask := func() *rig.Sheep { return f.Nodes[random.IntN(4)] }
+		ask().Dog("node", "drain", node)
+		time.Sleep(time.Duration(random.IntN(2000)) * time.Millisecond)
+		ask().Dog("node", "undrain", node)
+		ask().Dog("node", "weight", node, "40")
+		ask().Dog("cluster", "recover", "disable")
+		time.Sleep(time.Duration(random.IntN(1000)) * time.Millisecond)
+		ask().Dog("node", "weight", node, "100")
+		ask().Dog("cluster", "recover", "enable")
+		ask().Dog("node", "drain", node, "--wait")
+		if n := holding(f.Partitions(ask()), node); n > 0 {
+			t.Errorf("round %d: %s is drained and holds %d partitions", round, node, n)
+		}
+		ask().Dog("node", "drain", node, "--undo")
+		awaitMember(t, f, f.Nodes[0], node, func(m rig.Member) bool { return m.Replicas > 0 })
+		f.WaitWhole(wholeLimit)
+		reportStall(t, h, fmt.Sprintf("round %d with %s", round, node), movingLimit)
+	}
+	h.end()
+	for i := range f.Nodes {
+		list := f.Partitions(f.Nodes[i])
+		share := 3 * len(list) / 4
+		if n := holding(list, fmt.Sprint("n", i+1)); n < share*95/100 || n > share*105/100 {
+			t.Errorf("n%d holds %d partitions, its share is %d", i+1, n, share)
+		}
+		h.verify(f.Nodes[i], false)
+	}
+	f.Nodes[3].Dog("cluster", "check")
 }
