@@ -19,7 +19,7 @@ type Config struct {
 	Insecure    bool
 	// Resolve returns where a node is, HOST:PORT. Needed to call other nodes.
 	Resolve func(node string) (address string, err error)
-	// Dial connects to an address. Default: net.Dialer.
+	// Dial connects to an address. Default: net.Dialer, from any address; see DialFrom.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Admit decides about a node of the same cluster, or one of which either side belongs
 	// to no cluster yet, that connects for something; an error is the reason why it is not
@@ -70,12 +70,13 @@ type Config struct {
 	BulkIdle time.Duration
 }
 
-// Event is something that happened to a connection that this node makes.
+// Event is something that happened to a connection.
 type Event struct {
 	Node     string
 	Class    Class
+	Incoming bool     // it was the other node's, and has ended: see Hears
 	Up       bool     // a connection was made
-	Identity Identity // if Up: who answered
+	Identity Identity // if Up or Incoming: who is at the other side
 	// Err is, unless Up, why there is none. If errors.Is(Err, syscall.ECONNREFUSED) the
 	// node's machine is there and the node's process is not.
 	Err error
@@ -120,8 +121,7 @@ func (c *Config) setDefaults() {
 		c.Resolve = func(string) (string, error) { return "", errors.New("address is not known") }
 	}
 	if c.Dial == nil {
-		d := &net.Dialer{KeepAlive: -1} // heartbeats are quicker
-		c.Dial = func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
+		c.Dial = DialFrom(nil)
 	}
 }
 

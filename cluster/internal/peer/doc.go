@@ -19,6 +19,7 @@
 //	Data    from a gateway to a primary. Its handlers may wait for Commit requests
 //	Commit  from a primary to the other replicas. Its handlers wait for no other node
 //	Bulk    recovery. Its handlers wait for no other node
+//	Control small questions that must not stand behind data, as for a lease. Its handlers wait for nobody
 //
 // Commit is apart from Data because both would wait for each other otherwise: the memory
 // of two nodes full of requests from gateways, each of which needs the other node to
@@ -59,7 +60,7 @@
 //	credentials.go  from the secret to keys and certificates
 //	hello.go        the first message on each connection; identity.go: who is who
 //	frame.go        layout of all further messages; errors.go: failures in them
-//	transport.go    listening, admission, connecting, the end; heartbeat.go: what time changes
+//	transport.go    listening, admission, connecting, the end; heartbeat.go: what time changes; source.go: from where
 //	streams.go      connections for raft
 //	peer.go         another node; lane.go: its calls of one class; call.go: a call
 //	session.go      requests from another node; request.go: a request

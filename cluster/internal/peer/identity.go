@@ -40,13 +40,14 @@ const (
 	Data Class = iota
 	Commit
 	Bulk
+	Control
 	classes
 )
 
 // String gives the class's name in logs.
 func (c Class) String() string {
 	if c < classes {
-		return [classes]string{"data", "commit", "bulk"}[c]
+		return [classes]string{"data", "commit", "bulk", "control"}[c]
 	}
 	return fmt.Sprintf("class %d", uint8(c))
 }
@@ -56,16 +57,17 @@ type Kind uint8
 
 // Kinds of connections. Their numbers travel.
 const (
-	KindRaft   Kind = 1
-	KindData   Kind = 2
-	KindCommit Kind = 3
-	KindBulk   Kind = 4
+	KindRaft    Kind = 1
+	KindData    Kind = 2
+	KindCommit  Kind = 3
+	KindBulk    Kind = 4
+	KindControl Kind = 5
 )
 
 func (c Class) kind() Kind { return KindData + Kind(c) }
 
 // class returns the class of a kind that carries requests.
-func (k Kind) class() (Class, bool) { return Class(k - KindData), k >= KindData && k <= KindBulk }
+func (k Kind) class() (Class, bool) { return Class(k - KindData), k >= KindData && k <= KindControl }
 
 // String gives the kind's name in logs.
 func (k Kind) String() string {

@@ -57,7 +57,7 @@ func (p *Peer) Connect(class Class) {
 // RTT returns the latest round trip of a heartbeat, by the class that is expected to
 // wait least; 0 if it is not known.
 func (p *Peer) RTT() time.Duration {
-	for _, class := range [...]Class{Commit, Data, Bulk} {
+	for _, class := range [...]Class{Control, Commit, Data, Bulk} {
 		if d := p.lanes[class].rtt(); d > 0 {
 			return d
 		}

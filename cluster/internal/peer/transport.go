@@ -337,11 +337,23 @@ func (t *Transport) succeed(who sender, s *session) (end func()) {
 	}
 	return func() {
 		t.mu.Lock()
-		if t.newest[who] == s {
+		last := t.newest[who] == s
+		if last {
 			delete(t.newest, who)
 		}
 		t.mu.Unlock()
+		if last {
+			t.event(Event{Node: who.name, Class: who.class, Incoming: true, Identity: s.c.remote, Err: s.c.err})
+		}
 	}
+}
+
+// Hears reports whether there is a connection of a class that a node has made to this one.
+// When a node's process ends, its connections do.
+func (t *Transport) Hears(node string, class Class) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.newest[sender{node, class}] != nil
 }
 
 var errSucceeded = errors.New("the node has connected anew")
