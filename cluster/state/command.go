@@ -51,6 +51,7 @@ type Command struct {
 	SetNode     *SetNode     `json:"set_node,omitempty"`
 	SetNodes    *SetNodes    `json:"set_nodes,omitempty"`
 	SetDisks    *SetDisks    `json:"set_disks,omitempty"`
+	Leave       *Leave       `json:"leave,omitempty"`
 	Drain       *Drain       `json:"drain,omitempty"`
 	Reweight    *Reweight    `json:"reweight,omitempty"`
 	SetOut      *SetOut      `json:"set_out,omitempty"`
@@ -238,7 +239,9 @@ type Result struct {
 	Incarnation uint64          `json:"incarnation,omitempty"` // Announce
 	Policy      object.PolicyID `json:"policy,omitempty"`      // Format, AddPolicy
 	Nodes       []Life          `json:"nodes,omitempty"`       // AnnounceAll, in its order; 0: refused
-	Partitions  int             `json:"partitions,omitempty"`  // Force: how many were given away; ChangeISRs: how many changed
+	Last        *object.Group   `json:"last,omitempty"`        // Leave: one of those that the node left
+	// Partitions is how many were given away (Force), were changed (ChangeISRs), or the node left (Leave).
+	Partitions int `json:"partitions,omitempty"`
 }
 
 // DecodeResult reads what Machine.Apply returned; the command's refusal is the error.

@@ -87,6 +87,8 @@ func (v *View) apply(command []byte, res *Result) error {
 		return v.setNodes(c.SetNodes)
 	case c.SetDisks != nil:
 		return v.setDisks(c.SetDisks)
+	case c.Leave != nil:
+		return v.depart(c.Leave, res)
 	case c.Drain != nil:
 		return v.drain(c.Drain)
 	case c.Reweight != nil:

@@ -72,7 +72,7 @@ func (v *View) started(c *Announce) (NodeID, uint64) {
 	}
 	n.Name, n.Address, n.Zone, n.Disks = c.Name, c.Address, c.Zone, slices.Clone(c.Disks)
 	n.Incarnation++
-	n.State = NodeDown
+	n.State, n.Leaving = NodeDown, false
 	v.putNode(&n)
 	return n.ID, n.Incarnation
 }

@@ -143,7 +143,7 @@ func (v *View) inherit(p Partition) Partition {
 func (v *View) learners(p Partition) []NodeID {
 	var list []NodeID
 	for _, id := range joined(p.Learners, p.Targets) {
-		if v.up(id) && slices.Contains(p.Targets, id) && !slices.Contains(p.ISR, id) && !slices.Contains(p.Waiting, id) {
+		if v.joins(id) && slices.Contains(p.Targets, id) && !slices.Contains(p.ISR, id) && !slices.Contains(p.Waiting, id) {
 			list = append(list, id)
 		}
 	}
@@ -243,7 +243,7 @@ func (v *View) firstTargets(pos int, targets [][]NodeID) {
 	for i, t := range targets {
 		p := Partition{Epoch: v.Epoch, Targets: slices.Clone(t)}
 		for _, id := range t {
-			if v.up(id) {
+			if v.joins(id) {
 				p.ISR = append(p.ISR, id)
 			}
 		}
@@ -350,7 +350,7 @@ func (v *View) changed(p Partition, c *ChangeISR) Partition {
 	}
 	p.ISR = without(p.ISR, c.Remove)
 	// It starts over as a learner, for it still shall hold the partition.
-	if v.up(c.Remove) && slices.Contains(p.Targets, c.Remove) {
+	if v.joins(c.Remove) && slices.Contains(p.Targets, c.Remove) {
 		p.Learners = with(p.Learners, c.Remove)
 	}
 	return p

@@ -72,6 +72,9 @@ func picture(v *View) string {
 		if n.Share() != float64(n.Weight()) {
 			fmt.Fprintf(&b, " share %g", n.Share())
 		}
+		if n.Leaving {
+			b.WriteString(" leaving")
+		}
 		if n.Drain {
 			b.WriteString(" draining")
 		}
@@ -196,6 +199,11 @@ func verify(before, after *View) error {
 				continue
 			}
 			was := &old.Partitions[i]
+			for _, l := range q.Learners {
+				if after.Node(l).Leaving && !slices.Contains(was.Learners, l) {
+					return fmt.Errorf("partition %d: node %d is leaving and begins to learn", i, l)
+				}
+			}
 			if id := was.Primary(); id != q.Primary() && after.up(id) && !slices.Contains(q.Former, id) {
 				return fmt.Errorf("partition %d: nobody waits for the former primary %d", i, id)
 			}
@@ -276,7 +284,10 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 	case 13:
 		return Command{Confirm: &Confirm{Live: lives}}
 	case 14:
-		switch rnd.IntN(4) {
+		switch rnd.IntN(5) {
+		case 4:
+			n := node()
+			return Command{Leave: &Leave{Node: n.ID, Incarnation: n.Incarnation, Most: 1 + rnd.IntN(3)}}
 		case 3:
 			return Command{Welcome: &Welcome{Name: fmt.Sprint("n", rnd.IntN(5))}}
 		case 0:

@@ -74,6 +74,8 @@ type Node struct {
 	State       NodeState `json:"state"`
 	Since       time.Time `json:"since"` // of State
 	Disks       []Disk    `json:"disks"` // none: a gateway
+	// Leaving: it is about to stop, and takes part in nothing more until it has started anew.
+	Leaving bool `json:"leaving,omitempty"`
 	// Drain: it shall hold nothing, by somebody's wish.
 	Drain bool `json:"drain,omitempty"`
 	// Out: it shall hold nothing, for it has been down for long. It ends when the node is up.
