@@ -12,19 +12,32 @@ import (
 
 	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/internal/replica"
+	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
 )
 
+// shortReport is how much room for a report is kept at first, in bytes. When a node comes or
+// goes there are thousands of surveys at the same time, and nearly all reports are empty;
+// with room for the longest one, a few would fill what both sides have for calls.
+const shortReport = 4 << 10
+
 // ask carries out Survey and Ask.
 func (p *part) ask(e *replica.Effect) {
-	to, epoch, asks := e.To, e.Epoch, e.Kind == replica.Ask
-	q := question{route{p.group, epoch, to.Incarnation}, e.Session}
-	c := &peer.Call{Class: peer.Commit, Op: opSurvey, Head: q.append(nil), Want: peer.MaxData, Deadline: p.r.deadline()}
+	p.askFor(e.To, e.Epoch, e.Session, e.Kind == replica.Ask, shortReport)
+}
+
+func (p *part) askFor(to replica.Peer, epoch state.Epoch, session uint32, asks bool, room int) {
+	q := question{route{p.group, epoch, to.Incarnation}, session}
+	c := &peer.Call{Class: peer.Commit, Op: opSurvey, Head: q.append(nil), Want: room, Deadline: p.r.deadline()}
 	if asks {
 		c.Class, c.Op = peer.Bulk, opAsk
 	}
 	p.do(to, c, func(now replica.Time, q *replica.Partition, c *peer.Call) {
 		err := c.Err
+		if errors.Is(err, peer.ErrTooLong) && room < peer.MaxData {
+			p.askFor(to, epoch, session, asks, peer.MaxData)
+			return
+		}
 		var report replica.Report
 		var have []object.ID
 		if err == nil {
