@@ -234,23 +234,63 @@ func (f *flock) flushAll(r *object.Request) error {
 			return err
 		}
 	}
-	return f.syncAll(f.ctx)
+	return f.syncAll(f.ctx, r.Policy)
 }
 
-// syncAll makes durable what every node has stored, by whomever it was written. A node
-// that is down meanwhile has no part in it: see package gateway about flushes.
-func (f *flock) syncAll(ctx context.Context) error {
+// syncAll makes durable what every node has stored of a policy, by whomever it was written.
+// A node that is down, or goes down meanwhile, has no part in it where others are in sync:
+// they have all of it. What it alone has may be lost; so it is waited for, and if it comes
+// back as another process, syncAll fails with ErrIO rather than lie. Without it, it fails
+// with ErrUnavailable in time.
+func (f *flock) syncAll(ctx context.Context, policy object.PolicyID) error {
 	ctx, cancel := context.WithTimeout(ctx, f.n.cfg.Network.IOTimeout)
 	defer cancel()
-	g, ctx := errgroup.WithContext(ctx)
-	for _, m := range f.n.state.View().Nodes {
+	g, work := errgroup.WithContext(ctx)
+	began := f.n.state.View()
+	for _, m := range began.Nodes {
 		if m.State == state.NodeUp && len(m.Disks) > 0 {
-			g.Go(func() error { return f.syncNode(ctx, replica.Peer{Node: m.ID, Incarnation: m.Incarnation}) })
+			g.Go(func() error { return f.syncNode(work, replica.Peer{Node: m.ID, Incarnation: m.Incarnation}) })
 		}
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for {
+		applied := f.n.follower.changed()
+		missing, err := lost(f.n.state.View(), policy, began.Epoch)
+		if err != nil || missing == nil {
+			return err
+		}
+		select {
+		case <-applied:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", missing, ctx.Err())
+		}
+	}
 }
 
+// lost finds out whether some of what was stored at an epoch may be lost, or, with missing,
+// whether that is not known yet.
+func lost(v *state.View, policy object.PolicyID, since state.Epoch) (missing, err error) {
+	p := v.Policy(policy)
+	if p == nil {
+		return nil, nil
+	}
+	for i := range p.Partitions {
+		q := &p.Partitions[i]
+		switch n := v.Node(q.Primary()); {
+		case q.Restarted > since || q.Lost > since:
+			return nil, fmt.Errorf("%w: the last member of partition %s has restarted: what was written before may be lost", object.ErrIO,
+				object.Group{Policy: policy, Partition: object.Partition(i)})
+		case q.Undecided() || n == nil || n.State != state.NodeUp:
+			missing = fmt.Errorf("%w: what partition %s has is not certain before the nodes that had it last are back", object.ErrUnavailable,
+				object.Group{Policy: policy, Partition: object.Partition(i)})
+		}
+	}
+	return missing, nil
+}
+
+// syncNode has a node make everything durable, unless it is down by then.
 func (f *flock) syncNode(ctx context.Context, to replica.Peer) error {
 	for {
 		done := make(chan error, 1)

@@ -345,3 +345,51 @@ func TestReturnMovesWhatChanged(t *testing.T) {
 		t.Errorf("everything is whole, and recovery says %+v", s)
 	}
 }
+
+// A flush that covers what others have written does not say that it is durable while the
+// only node that has it is down, nor when that came back and may have lost it.
+func TestFlushOfWhatOnlyOneHas(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	first := w.start("n1")
+	if err := first.Format(t.Context(), FormatOptions{Copies: 1, Partitions: 16}); err != nil {
+		t.Fatal(err)
+	}
+	w.start("n2")
+	var theirs object.ID // an object of n2
+	w.eventually("n2 has partitions", 30*time.Second, func() bool {
+		v := first.View()
+		for i := range uint32(100) {
+			id := object.DataID(1, i)
+			p := v.Policies[0].Partitions[object.PartitionOf(id, 16)]
+			if m := v.NodeByName("n2"); m != nil && len(p.ISR) == 1 && p.Primary() == m.ID {
+				theirs = id
+				return true
+			}
+		}
+		return false
+	})
+	if err := put(first.Node, theirs, 0, pattern(7)); err != nil {
+		t.Fatal(err)
+	}
+	all := func() error {
+		return do(first.Node, &object.Request{Op: object.OpSync, Policy: first.DefaultPolicy(), Flags: object.FlagAll, Volume: 1, Generation: 1})
+	}
+	if err := all(); err != nil {
+		t.Fatalf("everybody is well: %v", err)
+	}
+	w.nodes["n2"].close()
+	result := make(chan error, 1)
+	go func() { result <- all() }()
+	select {
+	case err := <-result:
+		t.Fatalf("n2 is down: %v", err)
+	case <-time.After(500 * time.Millisecond):
+	}
+	w.start("n2")
+	if err := <-result; !errors.Is(err, object.ErrIO) {
+		t.Errorf("n2 has restarted: %v", err)
+	}
+	if err := all(); err != nil {
+		t.Errorf("that is known by now: %v", err)
+	}
+}
