@@ -43,7 +43,8 @@ type Network struct {
 	// Election is how long a leader may be silent before there is another one, from one to
 	// two times this; default 500 ms.
 	Election time.Duration
-	// Lease is how long after it last heard of a leader a node goes on serving; default 2 s.
+	// Lease is how long a node goes on serving after it has asked the leader whether it may;
+	// default 2 s. All nodes must have the same.
 	Lease time.Duration
 	// IOTimeout is how long requests wait for somebody who can serve them; default 60 s.
 	IOTimeout time.Duration
@@ -61,13 +62,11 @@ func (w *Network) setDefaults() {
 const (
 	// retryPause is between two attempts of a request in one epoch.
 	retryPause = 20 * time.Millisecond
-	// watchEvery is how often leases are renewed and the leader looks around.
+	// watchEvery is how often the gates look for what is late.
 	watchEvery = 50 * time.Millisecond
 	// handshakeTimeout bounds how long requests wait for a node that has hung and that its
 	// machine still connects for.
 	handshakeTimeout = 1500 * time.Millisecond
-	// leaveTimeout bounds how long a node that stops waits for the others to know.
-	leaveTimeout = 3 * time.Second
 )
 
 // flock is what a node that is one of many has beside what every node has.
@@ -84,7 +83,7 @@ type flock struct {
 	view  atomic.Pointer[state.View] // that reps and gates know
 	moved chan struct{}              // the state has changed
 	kicks chan struct{}
-	left  atomic.Bool // no lease any more
+	lease lease
 
 	proposals proposals
 	whole     whole
@@ -101,6 +100,7 @@ func (n *Node) startFlock() error {
 	w.setDefaults()
 	f := &flock{n: n, log: n.log, start: time.Now(), moved: make(chan struct{}, 1), kicks: make(chan struct{}, 1), questions: make(chan struct{}, questionsAtATime)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.lease.again = make(chan struct{}, 1)
 	f.view.Store(&state.View{})
 	f.leader.init(f)
 	f.proposals.init(f)
@@ -110,7 +110,7 @@ func (n *Node) startFlock() error {
 	c := peer.Config{
 		Identity: peer.Identity{Cluster: n.clusterFile(), Name: n.cfg.Name}, Resolve: f.resolve, Admit: f.admit, Handler: f,
 		Event: f.leader.connection, Errors: replicas.Errors, Logger: n.log,
-		HandshakeTimeout: handshakeTimeout,
+		HandshakeTimeout: handshakeTimeout, Dial: peer.DialFrom(f.source()),
 	}
 	var key []byte
 	if w.SecretFile == "" {
@@ -146,7 +146,19 @@ func (n *Node) startFlock() error {
 	f.tasks.Go(f.watch)
 	f.tasks.Go(func() { f.proposals.run(f.ctx) })
 	f.tasks.Go(f.watchRemoval)
+	f.tasks.Go(f.keepLease)
 	return nil
+}
+
+// source is the address from which this node connects to others: the one that they know it
+// by, if it listens there.
+func (f *flock) source() net.IP {
+	listen, _ := f.n.cfg.Network.Listener.Addr().(*net.TCPAddr)
+	own := net.ParseIP(f.n.cfg.Address)
+	if listen != nil && !listen.IP.IsUnspecified() {
+		own = listen.IP
+	}
+	return own
 }
 
 func (f *flock) info(cluster string) members.Info {
@@ -261,7 +273,7 @@ func (f *flock) enlist(ctx context.Context, id state.NodeID, incarnation uint64)
 	if f.n.cfg.Store != nil {
 		f.tasks.Go(func() { f.keepMarks(r) })
 	}
-	f.renew()
+	signal(f.lease.again)
 	f.viewMoved()
 	return nil
 }
@@ -371,46 +383,12 @@ func (f *flock) watch() {
 			return
 		case <-t.C:
 		}
-		f.renew()
 		f.gates.Tick()
-	}
-}
-
-// renew says until when this node may answer (INV-R5).
-func (f *flock) renew() {
-	l, r := f.n.consensus.Load(), f.replicas()
-	if l == nil || r == nil || f.left.Load() {
-		return
-	}
-	if at := l.LastContact(); !at.IsZero() {
-		r.SetLease(at.Add(f.n.cfg.Network.Lease))
 	}
 }
 
 // now is the time on the gates' clock.
 func (f *flock) now() replica.Time { return replica.Time(time.Since(f.start)) }
-
-// leave has the others take over before this node stops.
-func (f *flock) leave() {
-	if f.whole.stops.Load() {
-		f.awaitWhole()
-	}
-	f.left.Store(true)
-	r, l := f.replicas(), f.n.consensus.Load()
-	if r == nil || l == nil {
-		return
-	}
-	r.SetLease(f.start) // nothing is answered from here on that others do not know of
-	if f.whole.stops.Load() {
-		return // there is nobody to take over
-	}
-	ctx, cancel := context.WithTimeout(f.ctx, leaveTimeout)
-	defer cancel()
-	down := state.SetNode{Node: state.NodeID(f.n.self.Load()), Incarnation: f.n.inc.Load(), State: state.NodeDown, At: f.n.now()}
-	if _, err := f.n.command(ctx, state.Command{SetNode: &down}); err != nil {
-		f.log.Warn("the others could not be told that this node stops: they will find out", "err", err)
-	}
-}
 
 // close ends the node's part. The log is closed already.
 func (f *flock) close(ctx context.Context) (err error) {

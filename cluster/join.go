@@ -28,7 +28,6 @@ const (
 
 const (
 	opAnnounce uint16 = 68 // a node has started, for the leader. Data: state.Announce in JSON. Reply: its number and incarnation. Data
-	opReady    uint16 = 69 // it may be up, for the leader. Head: its incarnation. Data
 )
 
 // serve carries out opPropose, opJoin and opAdmit.
@@ -43,10 +42,8 @@ func (f *flock) serve(r *peer.Request) {
 		f.tasks.Go(func() { f.applyForwarded(r) })
 	case r.Op == opAnnounce && member:
 		f.tasks.Go(func() { f.takeAnnounce(r) })
-	case r.Op == opReady && member && len(r.Head) == 8:
-		f.leader.ready(r.From.Name, binary.LittleEndian.Uint64(r.Head))
-		r.ReplyData = nil
-		r.Reply(nil)
+	case r.Op == opLease && member && r.Class == peer.Control && len(r.Head) == 10:
+		f.answerLease(r)
 	case r.Op == opFence && member && len(r.Head) == 12:
 		vid, generation := object.VID(binary.LittleEndian.Uint32(r.Head)), binary.LittleEndian.Uint64(r.Head[4:])
 		f.tasks.Go(func() {
@@ -186,11 +183,8 @@ func (f *flock) announceTo(leader string, data []byte) (state.Life, error) {
 	return state.Life{Node: state.NodeID(binary.LittleEndian.Uint16(c.ReplyHead)), Incarnation: binary.LittleEndian.Uint64(c.ReplyHead[2:])}, nil
 }
 
-// awaitUp has the leader declare this node up.
+// awaitUp waits until the leader has declared this node up, because it asks for a lease.
 func (f *flock) awaitUp(ctx context.Context, life state.Life) error {
-	head := binary.LittleEndian.AppendUint64(nil, life.Incarnation)
-	t := time.NewTicker(readyEvery)
-	defer t.Stop()
 	for {
 		applied := f.n.follower.changed()
 		m := f.n.state.View().Node(life.Node)
@@ -200,23 +194,13 @@ func (f *flock) awaitUp(ctx context.Context, life state.Life) error {
 		case m.State == state.NodeUp:
 			return nil
 		}
-		switch leader, _ := f.n.consensus.Load().Leader(); leader {
-		case "":
-		case f.n.cfg.Name:
-			f.leader.ready(leader, life.Incarnation)
-		default:
-			f.finish(leader, &peer.Call{Class: peer.Data, Op: opReady, Head: head, Deadline: time.Now().Add(time.Second)})
-		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-applied:
-		case <-t.C:
 		}
 	}
 }
-
-const readyEvery = 100 * time.Millisecond
 
 // finish makes a call and waits for its end.
 func (f *flock) finish(node string, c *peer.Call) {

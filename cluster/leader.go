@@ -21,9 +21,12 @@ type leader struct {
 	f    *flock
 	wake chan struct{}
 
-	mu    sync.Mutex
-	facts steward.Facts
-	start []*starting
+	mu       sync.Mutex
+	facts    steward.Facts
+	start    []*starting
+	steward  *steward.Steward
+	reign    consensus.Reign
+	reigning bool // this node leads in reign, and has applied all that was decided before
 }
 
 // starting is a node that has announced itself and waits for its incarnation.
@@ -41,6 +44,8 @@ func (l *leader) connection(e peer.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
+	case e.Incoming:
+		signal(l.wake) // it may be gone
 	case e.Up:
 		l.facts.Connected(e.Node)
 	case gone(e.Err):
@@ -67,17 +72,12 @@ func (l *leader) announce(ctx context.Context, a state.Announce) (state.Life, er
 	}
 }
 
-// ready takes the word of a node that it may be up.
-func (l *leader) ready(node string, incarnation uint64) {
-	l.mu.Lock()
-	l.facts.Ready(node, incarnation)
-	l.mu.Unlock()
-	signal(l.wake)
-}
-
 const (
 	leadEvery      = 100 * time.Millisecond
 	reconcileEvery = 500 * time.Millisecond
+	// paused is how long the leader may take between two looks before it counts as having
+	// been stopped itself.
+	paused = 500 * time.Millisecond
 	// silenceMargin is what the silence of a node must exceed the leases by before it is down.
 	silenceMargin = 300 * time.Millisecond
 	gather        = 300 * time.Millisecond
@@ -86,31 +86,31 @@ const (
 
 // run does the leader's work whenever this node leads.
 func (l *leader) run(ctx context.Context, log *consensus.Log) {
-	s := steward.New(steward.Options{
+	l.mu.Lock()
+	l.steward = steward.New(steward.Options{
 		Self: l.f.n.cfg.Name, Lease: l.f.n.cfg.Network.Lease, LeaderLease: log.LeaderLease(), Margin: silenceMargin,
 		Gather: gather, Settle: settleFor,
 	})
+	l.mu.Unlock()
 	t := time.NewTicker(leadEvery)
 	defer t.Stop()
 	var reconciled time.Time
-	for {
+	for looked := time.Now(); ; looked = time.Now() {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		case <-l.wake:
 		}
-		since, leading := log.LeadingSince()
-		if leading && l.f.whole.drained.Load() {
-			continue // whoever goes now goes with all
-		}
-		if !leading {
-			s.Follow()
-			l.retire()
+		if !l.reigns(ctx, log) || l.f.whole.drained.Load() { // whoever goes then goes with all
 			continue
 		}
-		s.Lead(since)
-		l.step(ctx, log, s)
+		if time.Since(looked) > paused {
+			l.mu.Lock()
+			l.steward.Woke(time.Now())
+			l.mu.Unlock()
+		}
+		l.step(ctx, log)
 		if time.Since(reconciled) > reconcileEvery {
 			reconciled = time.Now()
 			if _, err := log.Reconcile(ctx, voters(l.f.n.state.View())); err != nil && ctx.Err() == nil {
@@ -118,6 +118,31 @@ func (l *leader) run(ctx context.Context, log *consensus.Log) {
 			}
 		}
 	}
+}
+
+// reigns begins and ends the steward's reigns with those of the log, and reports whether
+// there is one. Nothing is decided, and no lease granted, before all is known that former
+// leaders have decided: a node that counts as up here may have been declared down.
+func (l *leader) reigns(ctx context.Context, log *consensus.Log) bool {
+	reign, leading := log.Reign()
+	switch {
+	case !leading:
+		l.retire()
+		return false
+	case l.reigning && reign == l.reign:
+		return true
+	case l.reigning:
+		l.retire()
+	}
+	if err := log.CatchUp(ctx); err != nil {
+		return false
+	}
+	l.mu.Lock()
+	l.reign, l.reigning = reign, true
+	l.steward.Lead(reign.Since)
+	l.mu.Unlock()
+	signal(l.f.lease.again)
+	return true
 }
 
 func voters(v *state.View) (list []consensus.Member) {
@@ -134,6 +159,8 @@ func voters(v *state.View) (list []consensus.Member) {
 func (l *leader) retire() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.reigning = false
+	l.steward.Follow()
 	l.facts.Forget()
 	// It shall be known for how long nodes have been there, should this one lead soon.
 	l.facts.Of(time.Now(), l.f.n.state.View())
@@ -144,18 +171,18 @@ func (l *leader) retire() {
 }
 
 // step decides once, and carries it out.
-func (l *leader) step(ctx context.Context, log *consensus.Log, s *steward.Steward) {
+func (l *leader) step(ctx context.Context, log *consensus.Log) {
 	v := l.f.n.state.View()
-	for _, m := range v.Nodes {
+	linked := make([]bool, len(v.Nodes))
+	for i, m := range v.Nodes {
+		linked[i] = l.f.net.Hears(m.Name, peer.Control)
 		if m.Name != l.f.n.cfg.Name && m.State == state.NodeUp {
 			l.f.net.Peer(m.Name).Connect(peer.Commit)
 		}
 	}
 	l.mu.Lock()
-	for _, m := range v.Nodes {
-		if at := log.Heard(m.Name); !at.IsZero() {
-			l.facts.Heard(m.Name, at)
-		}
+	for i, m := range v.Nodes {
+		l.facts.Linked(m.Name, linked[i])
 	}
 	waiting := slices.Clone(l.start)
 	announcements := make([]steward.Announcement, len(waiting))
@@ -163,7 +190,7 @@ func (l *leader) step(ctx context.Context, log *consensus.Log, s *steward.Stewar
 		announcements[i] = w.Announcement
 	}
 	now := time.Now()
-	d := s.Step(now, v, l.facts.Of(now, v), announcements)
+	d := l.steward.Step(now, v, l.facts.Of(now, v), announcements)
 	l.mu.Unlock()
 	for _, n := range d.Notes {
 		l.f.log.Info(n.What, "node", n.Node, "reason", n.Reason)

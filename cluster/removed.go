@@ -24,7 +24,7 @@ var ErrRemoved = errors.New("this node was removed from the cluster")
 
 // removed tells when this node has been removed. A node that was up when that happened may
 // read it in the log, but need not get so far: the others stop sending it anything. One that
-// was down has a log that ends before. So who hears of no leader asks others whether its
+// was down has a log that ends before. So who gets no lease asks others whether its
 // number is still a member's. It keeps its number in a file, since its log may need others to
 // say what of it holds; and that it was removed in another one.
 type removed struct {
@@ -37,7 +37,7 @@ const (
 	numberName  = "number"  // in Config.Dir
 	removedName = "removed" // likewise
 
-	// doubtAfter is how long a node hears of no leader before it asks, doubtEvery how often.
+	// doubtAfter is how long a node is granted no lease before it asks, doubtEvery how often.
 	doubtAfter = 3 * time.Second
 	doubtEvery = time.Second
 )
@@ -153,8 +153,8 @@ func (f *flock) watchRemoval() {
 			continue
 		case <-t.C:
 		}
-		if l := f.n.consensus.Load(); l != nil && l.LastContact().After(heard) {
-			heard = l.LastContact()
+		if at := f.lease.granted(); at.After(heard) {
+			heard = at
 		}
 		if id != 0 && time.Since(heard) > doubtAfter && f.anyoneSaysRemoved(id) {
 			f.n.nodeRemoved()

@@ -25,8 +25,7 @@
 // Nodes are known to raft by their names only. Where they are, and that they are who
 // they say, is the business of Transport.
 //
-// LastContact is the base of leases (INV-R5): when there certainly was a leader with a
-// quorum.
+// QuorumContact is the base of leases (INV-R5): before it, nobody else was elected.
 //
 // # Files
 //

@@ -184,6 +184,7 @@ func TestPartitionedLeader(t *testing.T) {
 	f := newFlock(t, false, 3)
 	f.countVoters(3)
 	old := f.leader()
+	first, _ := old.Reign()
 	rest := slices.DeleteFunc(f.names(), func(o string) bool { return o == old.name() })
 	w := f.write(rest...)
 	w.more(10)
@@ -204,14 +205,21 @@ func TestPartitionedLeader(t *testing.T) {
 	})
 	next := f.leader(rest...)
 	w.more(10)
-	if c := old.LastContact(); c.After(cut.Add(testElection / 2)) {
+	second, _ := next.Reign()
+	if c := old.QuorumContact(first); c.After(cut.Add(testElection/2)) || c.After(second.Since) {
 		t.Errorf("the old leader was cut off and had contact %v later", c.Sub(cut))
 	}
-	if c := next.LastContact(); time.Since(c) > testElection {
+	if c := next.QuorumContact(second); time.Since(c) > testElection || c.Before(cut) {
 		t.Errorf("the new leader had contact %v ago", time.Since(c))
 	}
-	if next.LastContact().Before(cut) {
-		t.Error("the new leader had no contact")
+	if err := next.CatchUp(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := old.CatchUp(t.Context()); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("the old leader takes itself for up to date: %v", err)
+	}
+	if r, leading := old.Reign(); leading || second.Term <= first.Term {
+		t.Errorf("it leads: %v, since %+v; the reigns were %+v and %+v", leading, r, first, second)
 	}
 	f.fabric.heal()
 	if err := <-result; err != nil {
@@ -219,48 +227,6 @@ func TestPartitionedLeader(t *testing.T) {
 	}
 	answered := append(w.stop(), "asked alone")
 	f.once(f.same(), answered)
-}
-
-// Followers know how long ago they heard of a leader; votes are no such sign.
-func TestLastContactOfFollowers(t *testing.T) {
-	f := newFlock(t, true, 3)
-	f.countVoters(3)
-	leader := f.leader().name()
-	rest := slices.DeleteFunc(f.names(), func(o string) bool { return o == leader })
-	f.eventually("contact", func() error {
-		for _, name := range f.names() {
-			if since := time.Since(f.node(name).LastContact()); since > testElection {
-				return fmt.Errorf("%s had contact %v ago", name, since)
-			}
-		}
-		return nil
-	})
-	cut := time.Now()
-	f.fabric.split([]string{leader}, rest[:1], rest[1:])
-	f.eventually("silence", func() error {
-		if since := time.Since(cut); since < 5*testElection {
-			return errors.New("wait")
-		}
-		return nil
-	})
-	for _, name := range f.names() {
-		if c := f.node(name).LastContact(); c.After(cut.Add(testElection)) { // messages may have been on their way
-			t.Errorf("%s is alone and had contact %v after that", name, c.Sub(cut))
-		}
-		before := f.node(name).LastContact()
-		if again := f.node(name).LastContact(); again.Before(before) {
-			t.Errorf("contact of %s went back", name)
-		}
-	}
-	f.fabric.heal()
-	f.eventually("contact", func() error {
-		for _, name := range f.names() {
-			if c := f.node(name).LastContact(); time.Since(c) > testElection {
-				return fmt.Errorf("%s had contact %v ago", name, time.Since(c))
-			}
-		}
-		return nil
-	})
 }
 
 // With nobody to lead, proposals fail in time with a kind that the layers above know.
@@ -301,9 +267,6 @@ func TestTwoNodes(t *testing.T) {
 	defer cancel()
 	if _, err := f.node("n2").Propose(ctx, "j", []byte("without n1")); !errors.Is(err, object.ErrUnavailable) {
 		t.Errorf("without the voter: %v", err)
-	}
-	if since := time.Since(f.node("n2").LastContact()); since < 2*testElection {
-		t.Errorf("the voter is gone, and there was contact %v ago", since)
 	}
 	f.start("n1")
 	f.ready("n2")
@@ -439,7 +402,8 @@ func TestOnlyVoterIsQuick(t *testing.T) {
 	if err := l.Ready(ctx); err != nil {
 		t.Error(err)
 	}
-	if since := time.Since(l.LastContact()); since > time.Second {
+	reign, _ := l.Reign()
+	if since := time.Since(l.QuorumContact(reign)); since > time.Second {
 		t.Errorf("the only voter had contact %v ago", since)
 	}
 }

@@ -108,10 +108,9 @@ type Log struct {
 
 	mu      sync.Mutex
 	leading bool
-	since   time.Time     // of leading
+	reign   Reign         // the last one
 	leader  string        // "" = not known
 	changed chan struct{} // closed when leading or leader changes
-	contact time.Time     // newest answer of LastContact
 
 	notify  chan bool
 	leaders chan raft.Observation
@@ -345,7 +344,9 @@ func (l *Log) setLeader(leading bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if leading && !l.leading {
-		l.since = time.Now()
+		// Should there have been another term meanwhile, this node was not elected in that one:
+		// raft waits for its notice to be taken. So it is one that nobody answers.
+		l.reign = Reign{l.raft.CurrentTerm(), time.Now()}
 	}
 	if leading != l.leading || leader != l.leader {
 		l.leading, l.leader = leading, leader
@@ -370,7 +371,7 @@ func (l *Log) Leading() bool {
 func (l *Log) leads() (bool, time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.leading, l.since
+	return l.leading, l.reign.Since
 }
 
 // Leader returns the name of the node that leads as far as this node knows, "" if it
@@ -380,10 +381,6 @@ func (l *Log) Leader() (name string, changed <-chan struct{}) {
 	defer l.mu.Unlock()
 	return l.leader, l.changed
 }
-
-// LeaderLease is how long a leader goes on that has lost its quorum: part of what the
-// silence of a node must exceed before it counts as down.
-func (l *Log) LeaderLease() time.Duration { return l.cfg.leaderLease() }
 
 // alone reports whether this node is the only voter.
 func (l *Log) alone() bool {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -163,74 +162,4 @@ func (c *conn) Close() error {
 	delete(c.of.conns, c)
 	c.of.mu.Unlock()
 	return c.Conn.Close()
-}
-
-// LastContact says until when it is certain that a leader with a quorum existed and
-// that this node follows it, or is it: no other leader had been elected then. The zero
-// time stands for never. It never goes back. (INV-R5: it is the base of a node's lease.)
-//
-// A follower heard from its leader then. That leader may have lost its quorum up to
-// LeaderLease before, and not know yet. For the leader it is the latest moment at
-// which a message left that was answered by a quorum of the voters. (raft's VerifyLeader
-// counts servers without a vote, too, and so proves nothing.)
-func (l *Log) LastContact() time.Time {
-	// First the time, then the leader: raft also notes a time when it votes and when it
-	// steps down, but only after it has forgotten the leader. With a leader seen
-	// afterwards, the time is one at which that leader was heard, or an earlier one.
-	heard := l.raft.LastContact()
-	_, leader := l.raft.LeaderWithID()
-	switch string(leader) {
-	case "":
-		heard = time.Time{}
-	case l.cfg.Node:
-		heard = l.quorumContact()
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if heard.After(l.contact) {
-		l.contact = heard
-	}
-	return l.contact
-}
-
-// quorumContact is LastContact of the leader.
-func (l *Log) quorumContact() time.Time {
-	now := time.Now()
-	term := l.raft.CurrentTerm()
-	var times []time.Time
-	for _, s := range l.raft.GetConfiguration().Configuration().Servers {
-		if s.Suffrage != raft.Voter {
-			continue
-		}
-		at := time.Time{}
-		if string(s.ID) == l.cfg.Node {
-			at = now
-		} else if l.net != nil {
-			if c, ok := l.net.contact(s.ID, term); ok {
-				at = c.sent
-			}
-		}
-		times = append(times, at)
-	}
-	if len(times) == 0 {
-		return time.Time{}
-	}
-	slices.SortFunc(times, func(a, b time.Time) int { return b.Compare(a) })
-	return times[quorum(len(times))-1]
-}
-
-// Heard returns, on the leader, when the message left that the named server answered last
-// in the present term; the zero time if it has answered none, and on other nodes.
-func (l *Log) Heard(node string) time.Time {
-	if l.net == nil || !l.Leading() {
-		return time.Time{}
-	}
-	c, _ := l.net.contact(raft.ServerID(node), l.raft.CurrentTerm())
-	return c.sent
-}
-
-// LeadingSince returns since when this node leads; false if it does not.
-func (l *Log) LeadingSince() (time.Time, bool) {
-	leading, since := l.leads()
-	return since, leading
 }

@@ -158,7 +158,6 @@ func (w *world) probe(l *life, term int) {
 				w.send(n, l.n, func() {
 					if w.leader.term == term && w.leader.l == l {
 						l.facts.Connected(n.name)
-						l.facts.Heard(n.name, sent)
 					}
 				}, nil)
 			}, nil)
@@ -229,20 +228,7 @@ func (l *life) announce() {
 	})
 }
 
-// ready tells the leader that the node may be up, until it is.
-func (l *life) ready() {
-	w := l.n.w
-	if l.over {
-		return
-	}
-	w.after(w.between(80*ms, 120*ms), l.ready)
-	if m := l.view.Node(l.n.id); m == nil || m.Incarnation != l.inc || m.State == state.NodeUp || l.n.hung {
-		return
-	}
-	l.tell(func(lead *life) { lead.facts.Ready(l.n.name, l.inc) })
-}
-
-// renew asks the leader for a lease, which counts from now.
+// renew asks the leader for a lease, which counts from now. Who asks may be up.
 func (l *life) renew() {
 	w := l.n.w
 	if l.over {
@@ -258,10 +244,10 @@ func (l *life) renew() {
 		return
 	}
 	l.tell(func(lead *life) {
-		if !w.leader.steward.Grant(w.oracle.View(), state.Life{Node: l.n.id, Incarnation: l.inc}) {
+		lead.facts.Heard(l.n.name, l.inc, time.Now())
+		if w.leader.steward.Grant(w.oracle.View(), state.Life{Node: l.n.id, Incarnation: l.inc}) != steward.Granted {
 			return
 		}
-		lead.facts.Heard(l.n.name, time.Now())
 		if lead == l {
 			l.hold(sent + leaseTime)
 			return

@@ -145,7 +145,6 @@ func (l *life) enlist(inc uint64) {
 	l.follow()
 	w.after(w.between(0, 50*ms), l.tick)
 	w.after(0, l.renew)
-	w.after(0, l.ready)
 	if l.store != nil {
 		w.after(w.between(0, second), l.keepMarks)
 	}

@@ -5,8 +5,9 @@
 //
 // # Down
 //
-// A node that said good-bye, or whose machine refused the connection after it was last
-// heard of, is down at once: its process serves nothing any more. Any other is down when
+// A node whose machine refused the connection after it was last heard of, and whose own
+// connection has ended, is down at once: its process serves nothing any more. One that
+// stops says so itself, by a command. Any other is down when
 // it has been silent for longer than its lease, the leader's own and a margin, counted
 // from the leader's election if it has not been heard since (INV-R5). The leader itself
 // is never down. All that are down at the same time are declared so by one command, those

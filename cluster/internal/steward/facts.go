@@ -8,13 +8,11 @@ import (
 
 // Fact is what the leader knows of a node in its present incarnation.
 type Fact struct {
-	// Heard is when the message left that the node answered last in the present term; zero: it
-	// has answered none. If in doubt whether the answer was of the present incarnation, it was:
-	// a node that answers renews its lease.
+	// Heard is when the node asked for a lease last in the present term; zero: it has not
+	// asked. Who asks has caught up with the log, and takes connections.
 	Heard time.Time
-	Gone  bool // its machine is there and its process is not
-	Left  bool // it said good-bye, and serves nothing any more
-	Ready bool // it has caught up with the log, and takes connections
+	Known time.Time // since when its incarnation is known
+	Gone  bool      // its machine is there and its process is not
 }
 
 // Facts collects what is heard of nodes, by their names. The zero value knows nothing.
@@ -24,9 +22,9 @@ type Facts struct {
 
 type evidence struct {
 	heard   time.Time
+	life    uint64 // incarnation that was heard
 	refused time.Time
-	left    uint64 // incarnations
-	ready   uint64
+	linked  bool
 	known   uint64    // the present one
 	knownAt time.Time // since when
 }
@@ -43,9 +41,13 @@ func (f *Facts) of(node string) *evidence {
 	return e
 }
 
-// Heard says that the node has answered a message that left at a time.
-func (f *Facts) Heard(node string, at time.Time) {
-	if e := f.of(node); at.After(e.heard) {
+// Heard says that an incarnation of the node asked for a lease, at a time or before.
+func (f *Facts) Heard(node string, incarnation uint64, at time.Time) {
+	e := f.of(node)
+	if incarnation > e.life {
+		e.life, e.heard = incarnation, at
+	}
+	if incarnation == e.life && at.After(e.heard) {
 		e.heard = at
 	}
 }
@@ -56,17 +58,9 @@ func (f *Facts) Refused(node string, at time.Time) { f.of(node).refused = at }
 // Connected says that there is a connection to the node's process.
 func (f *Facts) Connected(node string) { f.of(node).refused = time.Time{} }
 
-// Left says that an incarnation of the node has said good-bye.
-func (f *Facts) Left(node string, incarnation uint64) {
-	e := f.of(node)
-	e.left = max(e.left, incarnation)
-}
-
-// Ready says that an incarnation of the node may be up.
-func (f *Facts) Ready(node string, incarnation uint64) {
-	e := f.of(node)
-	e.ready = max(e.ready, incarnation)
-}
+// Linked says whether there is a connection that the node's process has made. While there
+// is, a refused connection is the work of a firewall.
+func (f *Facts) Linked(node string, linked bool) { f.of(node).linked = linked }
 
 // Forget drops what is known only in the present term: who leads again begins anew.
 func (f *Facts) Forget() {
@@ -89,12 +83,14 @@ func (f *Facts) Of(now time.Time, v *state.View) map[state.NodeID]Fact {
 		if e.known != n.Incarnation {
 			e.known, e.knownAt = n.Incarnation, now
 		}
-		facts[n.ID] = Fact{
-			Heard: e.heard,
-			Gone:  e.refused.After(e.heard) && e.refused.After(e.knownAt.Add(refusalGuard)),
-			Left:  e.left != 0 && e.left >= n.Incarnation,
-			Ready: e.ready != 0 && e.ready == n.Incarnation,
+		fact := Fact{
+			Known: e.knownAt,
+			Gone:  !e.linked && e.refused.After(e.heard) && e.refused.After(e.knownAt.Add(refusalGuard)),
 		}
+		if e.life == n.Incarnation {
+			fact.Heard = e.heard
+		}
+		facts[n.ID] = fact
 	}
 	for name, e := range f.nodes { // of nodes that were removed
 		if !names[name] && e.known != 0 {

@@ -54,6 +54,7 @@ type Steward struct {
 	opt     Options
 	leading bool
 	since   time.Time
+	woke    time.Time                // see Woke
 	ready   map[state.Life]time.Time // nodes that may be up, since when
 	given   map[state.Life]bool      // were declared down, which may not have been carried out yet
 
@@ -81,14 +82,41 @@ func (s *Steward) Lead(since time.Time) {
 // Follow says that this node does not lead.
 func (s *Steward) Follow() { *s = Steward{opt: s.opt} }
 
-// Grant reports whether a node that has asked may go on serving for a lease, counted from
-// when it asked. If so, the caller notes that the node was heard now, before the next
-// Step. A lease that rests on what a node hears instead is unsafe: the node may hear what
-// was sent long ago, or hear and not be heard. With this one, what was granted ends before
-// the node is declared down, and nothing is granted from then on.
-func (s *Steward) Grant(v *state.View, l state.Life) bool {
+// Woke says that this process did not run for a while before a time: what nodes have asked
+// meanwhile is still to be read, and their silence says nothing yet.
+func (s *Steward) Woke(now time.Time) { s.woke = now }
+
+// Verdict is the answer to a node that asks for a lease. Its numbers travel.
+type Verdict uint8
+
+// Verdicts.
+const (
+	NotLeading Verdict = iota // ask the leader
+	Granted
+	Down    // the node counts as down, and will be up again soon
+	Unknown // there is no such node: it was removed
+	Other   // the node's name belongs to a process that has started later
+)
+
+// Grant decides whether a node that has asked may go on serving for a lease, counted from
+// when it asked. The view must have all that was decided before this node led. If the node
+// is granted one the caller notes that it was heard now, before the next Step. A lease that
+// rests on what a node hears instead is unsafe: the node may hear what was sent long ago,
+// or hear and not be heard. With this one, what was granted ends before the node is
+// declared down, and nothing is granted from then on.
+func (s *Steward) Grant(v *state.View, l state.Life) Verdict {
 	n := v.Node(l.Node)
-	return s.leading && n != nil && n.Incarnation == l.Incarnation && n.State == state.NodeUp && !s.given[l]
+	switch {
+	case !s.leading:
+		return NotLeading
+	case n == nil:
+		return Unknown
+	case n.Incarnation > l.Incarnation:
+		return Other
+	case n.Incarnation < l.Incarnation || n.State != state.NodeUp || s.given[l]:
+		return Down
+	}
+	return Granted
 }
 
 // Step decides what is to be done. It is called when a fact has changed, and several times
@@ -140,7 +168,7 @@ func (r *round) heard(n *state.Node) time.Time {
 // alive reports whether a node's process is known to live.
 func (r *round) alive(n *state.Node) bool {
 	f := r.facts[n.ID]
-	return r.self(n) || !f.Gone && !f.Left && !f.Heard.Before(r.s.since) && r.now.Sub(f.Heard) <= r.s.opt.Lease
+	return r.self(n) || !f.Gone && !f.Heard.Before(r.s.since) && r.now.Sub(f.Heard) <= r.s.opt.Lease
 }
 
 // up reports whether a node is up and known to live. One that has started anew is not.
@@ -168,10 +196,11 @@ func (r *round) declareDown() {
 	}
 	type dead struct {
 		node *state.Node
-		rank int // left, gone, silent
+		rank int // gone, silent
 	}
 	var list []dead
 	limit := r.s.opt.Lease + r.s.opt.LeaderLease + r.s.opt.Margin
+	awake := r.s.woke.IsZero() || r.now.Sub(r.s.woke) >= r.s.opt.Gather
 	for _, n := range r.v.Nodes {
 		life := state.Life{Node: n.ID, Incarnation: n.Incarnation}
 		if n.State != state.NodeUp {
@@ -182,17 +211,14 @@ func (r *round) declareDown() {
 		}
 		f, silence := r.facts[n.ID], r.now.Sub(r.heard(n))
 		switch {
-		case f.Left:
-			list = append(list, dead{n, 0})
-			r.note(n.Name, "node is down", "it said good-bye")
 		case f.Gone:
-			list = append(list, dead{n, 1})
+			list = append(list, dead{n, 0})
 			r.note(n.Name, "node is down", "its process is gone")
-		case silence > limit:
-			list = append(list, dead{n, 2})
+		case silence > limit && awake:
+			list = append(list, dead{n, 1})
 			r.note(n.Name, "node is down", "it has not answered for "+silence.Round(time.Millisecond).String())
 		case r.s.given[life]: // the command may have been lost, or come late: it gets no lease until one is there
-			list = append(list, dead{n, 2})
+			list = append(list, dead{n, 1})
 		default:
 			continue
 		}
@@ -293,12 +319,16 @@ func (r *round) declareUp() {
 	first, others := r.now, false
 	for _, n := range r.v.Nodes {
 		life := state.Life{Node: n.ID, Incarnation: n.Incarnation}
+		f := r.facts[n.ID]
 		switch {
-		case n.State == state.NodeUp || !r.alive(n) || r.started[n.Name]:
+		case n.State == state.NodeUp || n.Leaving:
 			delete(r.s.ready, life)
-			others = others || r.started[n.Name]
-		case !r.facts[n.ID].Ready:
+		case r.started[n.Name]:
+			delete(r.s.ready, life)
 			others = true
+		case f.Heard.Before(r.s.since) || !r.alive(n):
+			delete(r.s.ready, life)
+			others = others || !f.Gone && r.now.Sub(f.Known) < r.s.opt.Gather // it may have begun this moment
 		default:
 			at, ok := r.s.ready[life]
 			if !ok {

@@ -64,7 +64,7 @@ func (w *world) pass(d time.Duration) {
 	for end := w.now.Add(d); ; w.now = w.now.Add(100 * time.Millisecond) {
 		for _, n := range w.view().Nodes {
 			if !w.quiet[n.Name] {
-				w.facts.Heard(n.Name, w.now.Add(-10*time.Millisecond))
+				w.facts.Heard(n.Name, n.Incarnation, w.now.Add(-10*time.Millisecond))
 			}
 		}
 		w.step()
@@ -85,8 +85,10 @@ func (w *world) step() {
 			res := w.apply(c)
 			if c.AnnounceAll != nil {
 				w.pending = nil
-				for _, l := range res.Nodes {
-					w.facts.Ready(w.view().Node(l.Node).Name, l.Incarnation)
+				for _, l := range res.Nodes { // it asks at once
+					if name := w.view().Node(l.Node).Name; !w.quiet[name] {
+						w.facts.Heard(name, l.Incarnation, w.now)
+					}
 				}
 			}
 		}
@@ -164,7 +166,7 @@ func TestStart(t *testing.T) {
 	w.pass(200 * time.Millisecond)
 	w.start("n4")
 	w.pass(4 * time.Second)
-	w.expect("10500: announce n2 announce n3 announce n4 live 1", "10600: 2 up 3 up 4 up", "12600: place 1")
+	w.expect("10500: announce n2 announce n3 announce n4 live 1", "10500: 2 up 3 up 4 up", "12500: place 1")
 	for id := range state.NodeID(4) {
 		if n := w.targets(id + 1); n != 6 {
 			t.Errorf("node %d is to hold %d partitions of 8 in 3 copies", id+1, n)
@@ -180,15 +182,16 @@ func TestDown(t *testing.T) {
 	w.pass(0)
 	w.expect("10000: 2 down")
 	w.quiet["n3"] = true
-	w.facts.Left("n3", 1)
+	w.apply(state.Command{Leave: &state.Leave{Node: 3, Incarnation: 1, Most: 8}})
+	w.apply(state.Command{SetNodes: &state.SetNodes{Nodes: []state.SetNode{{Node: 3, Incarnation: 1, State: state.NodeDown}}}})
 	w.pass(0)
-	w.expect("10000: 3 down")
+	w.expect()
 	w.quiet["n4"] = true
 	w.pass(limit - 100*time.Millisecond)
 	w.expect()
 	w.pass(100 * time.Millisecond)
 	w.expect("12800: 4 down")
-	// It answers again. n2 still refuses, n3 said good-bye.
+	// It answers again. n2 still refuses, n3 has left.
 	w.quiet = map[string]bool{"n2": true}
 	w.pass(time.Second)
 	w.expect("12800: 4 up")
@@ -197,15 +200,16 @@ func TestDown(t *testing.T) {
 func TestGrant(t *testing.T) {
 	w := newWorld(t, 8, 3, 2)
 	two := state.Life{Node: 2, Incarnation: 1}
-	grant := func(l state.Life, want bool) {
+	grant := func(l state.Life, want Verdict) {
 		t.Helper()
-		if w.s.Grant(w.view(), l) != want {
-			t.Errorf("lease of %v: %v", l, !want)
+		if got := w.s.Grant(w.view(), l); got != want {
+			t.Errorf("lease of %v: %v, want %v", l, got, want)
 		}
 	}
-	grant(two, true)
-	grant(state.Life{Node: 2, Incarnation: 2}, false)
-	grant(state.Life{Node: 3, Incarnation: 1}, false)
+	grant(two, Granted)
+	grant(state.Life{Node: 2, Incarnation: 2}, Down)
+	grant(state.Life{Node: 2, Incarnation: 0}, Other)
+	grant(state.Life{Node: 3, Incarnation: 1}, Unknown)
 	w.now = w.now.Add(5 * time.Second)
 	step := func() []state.Command {
 		return w.s.Step(w.now, w.view(), w.facts.Of(w.now, w.view()), nil).Commands
@@ -213,19 +217,19 @@ func TestGrant(t *testing.T) {
 	if c := step(); len(c) != 1 || c[0].SetNodes == nil {
 		t.Fatalf("said %v", c)
 	}
-	grant(two, false) // although the command was lost
-	w.facts.Heard("n2", w.now)
+	grant(two, Down) // although the command was lost
+	w.facts.Heard("n2", 1, w.now)
 	c := step()
 	if len(c) != 1 || c[0].SetNodes == nil || c[0].SetNodes.Nodes[0].State != state.NodeDown {
 		t.Fatalf("said %v", c)
 	}
 	w.apply(c[0])
-	grant(two, false)
+	grant(two, Down)
 	w.step()
 	w.expect("15000: 2 up")
-	grant(two, true)
+	grant(two, Granted)
 	w.s.Follow()
-	grant(two, false)
+	grant(two, NotLeading)
 }
 
 func TestRefusalOfAnEarlierProcess(t *testing.T) {
@@ -257,7 +261,7 @@ func TestNewLeaderWaits(t *testing.T) {
 	w.facts.Refused("n3", w.now)
 	w.pass(limit)
 	w.expect("70000: 3 down")
-	w.facts.Heard("n4", w.now.Add(-time.Second))
+	w.facts.Heard("n4", 1, w.now.Add(-time.Second))
 	w.pass(100 * time.Millisecond)
 	w.expect("72900: 2 down")
 	w.pass(10 * time.Second)
@@ -272,7 +276,8 @@ func TestManyDown(t *testing.T) {
 		w.pass(time.Duration(i) * 100 * time.Millisecond)
 		w.quiet[name] = true
 	}
-	w.facts.Left("n4", 1)
+	w.facts.Refused("n4", w.now)
+	w.quiet["n4"] = true
 	w.pass(0)
 	w.expect("10300: 4 down")
 	w.pass(limit - 400*time.Millisecond)
@@ -294,8 +299,8 @@ func TestLastMember(t *testing.T) {
 	w.apply(state.Command{SetTargets: &state.SetTargets{Policy: 1, Since: w.view().Epoch, Targets: [][]state.NodeID{{2, 3}}}})
 	w.sync()
 	w.now = w.now.Add(5 * time.Second)
-	w.facts.Heard("n3", w.now.Add(-4*time.Second))
-	w.facts.Heard("n2", w.now.Add(-3*time.Second))
+	w.facts.Heard("n3", 1, w.now.Add(-4*time.Second))
+	w.facts.Heard("n2", 1, w.now.Add(-3*time.Second))
 	w.facts.Refused("n2", w.now)
 	w.step()
 	w.expect("15000: 2 down 3 down")
