@@ -47,6 +47,7 @@ func newHerder(t *testing.T, f *rig.Flock, volume string) *herder {
 	for i := range h.blocks {
 		h.blocks[i].writes = []uint64{0}
 	}
+	f.Know(volume)
 	return h
 }
 

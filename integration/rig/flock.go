@@ -260,6 +260,20 @@ func (f *Flock) WaitWhole(limit time.Duration) time.Duration {
 	return 0
 }
 
+// Know waits until every node that runs knows a volume: another one may have made it a moment ago.
+func (f *Flock) Know(volume string) {
+	f.t.Helper()
+	for _, s := range f.Nodes {
+		for deadline := time.Now().Add(10 * time.Second); s.Running(); time.Sleep(10 * time.Millisecond) {
+			if r := s.DogRun("vdi", "info", volume); r.Code == 0 {
+				break
+			} else if time.Now().After(deadline) {
+				f.t.Fatalf("%s does not know volume %s: %s", s.Host(), volume, r.Stderr)
+			}
+		}
+	}
+}
+
 // Back starts nodes that were ended, and waits until the cluster has taken note and is whole.
 func (f *Flock) Back(limit time.Duration, nodes ...int) time.Duration {
 	f.t.Helper()
