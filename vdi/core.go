@@ -24,7 +24,8 @@ type core struct {
 	size    atomic.Int64
 	mapping atomic.Pointer[mapping]
 	gate    gate
-	changed atomic.Bool // some entry changed since its space was counted
+	changed atomic.Bool   // some entry changed since its space was counted
+	changes atomic.Uint64 // of entries by this node: see Volume.MapVersion
 
 	// admin is held by who changes the volume as a whole: snapshot, rollback, resize,
 	// ownership, settling. It is a lock that waiting for can be given up.

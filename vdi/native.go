@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
+
+	"github.com/zeebo/xxh3"
 
 	"sheepdog/storage/object"
 	"sheepdog/vdi/catalog"
@@ -256,3 +259,42 @@ func (s *Service) Describe(ctx context.Context, vid object.VID, tag string, vmSt
 	}
 	return explain(err, "note what the next snapshot of %q is", v.Name)
 }
+
+// MapVersion is another one whenever a map may be another one. Generation is 0 where this node does
+// not own the VDI: then only whole versions can be compared.
+type MapVersion struct {
+	Generation uint64
+	Changes    uint64 // by this node, as the owner
+	Stored     uint64 // a checksum of the map that others write
+}
+
+// MapVersion tells the version of the map as it is now.
+func (v *Volume) MapVersion(ctx context.Context) (MapVersion, error) {
+	c := v.core
+	if m := c.mapping.Load(); !c.snapshot {
+		version := MapVersion{Generation: m.generation.Load(), Changes: c.changes.Load()}
+		if version.Generation != 0 && c.trusts(m) {
+			return version, nil
+		}
+	}
+	d, err := c.current()
+	if err != nil {
+		return MapVersion{}, err
+	}
+	h := xxh3.New()
+	for i := range mapObjects(d.Objects()) {
+		sums, err := c.s.cfg.Objects.Sums(ctx, d.Policy, object.NewID(object.KindMap, d.VID, i))
+		if err != nil && !isMissing(err) {
+			return MapVersion{}, explain(err, "look at the map of %s", c.title())
+		}
+		for _, sum := range sums {
+			var b [8]byte
+			binary.LittleEndian.PutUint64(b[:], sum)
+			h.Write(b[:])
+		}
+	}
+	return MapVersion{Stored: h.Sum64()}, nil
+}
+
+// MapChanged reports whether a request that is done changed the map.
+func (r *Request) MapChanged() bool { return atomic.LoadInt32(&r.span.changed) != 0 }

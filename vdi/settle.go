@@ -310,6 +310,7 @@ func (c *core) makeHole(ctx context.Context, m *mapping, index uint32, p *page) 
 	slot.Store(volatile)
 	c.noteChange(index, volatile)
 	c.changed.Store(true)
+	c.changes.Add(1)
 	return true, nil
 }
 

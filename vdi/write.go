@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"sheepdog/storage/object"
@@ -236,6 +237,8 @@ func (t *transition) enter(ctx context.Context, e uint32, durably bool) error {
 	slot := &t.pg.entries[t.p.index%pageEntries]
 	t.c.changed.Store(true)
 	err := t.c.storeWith(ctx, t.m, t.p.index, t.pg, durably, func() { slot.Store(e | pending | volatile) })
+	t.c.changes.Add(1) // not before: who knows of the change shall read the new entry
+	atomic.StoreInt32(&t.p.parent.span.changed, 1)
 	if err != nil {
 		t.c.noteDoubt(t.p.index)
 		return err

@@ -39,19 +39,33 @@ func (s *session) readInode(o *op) Volume {
 		o.finish(err)
 		return nil
 	}
-	rest := o.data
-	if off < wire.InodeHeaderSize {
-		var b [wire.InodeHeaderSize]byte
-		in := inodeHeader(h)
-		in.Put(b[:])
-		rest = rest[copy(rest, b[off:]):]
+	if o.wire.Flags&wire.SD_FLAG_CMD_TGT != 0 && s.follow(h) != nil {
+		s.later(o, (*session).readSharedInode)
+		return nil
 	}
-	if len(rest) == 0 {
+	return s.fillInode(o, h)
+}
+
+// fillInode answers a read of an inode.
+func (s *session) fillInode(o *op, h vdi.Header) Volume {
+	if s.fillHeader(o, h) {
 		o.finish(nil)
 		return nil
 	}
 	s.later(o, (*session).readMap)
 	return nil
+}
+
+// fillHeader fills what is wanted of the header, and reports whether nothing else is.
+func (s *session) fillHeader(o *op, h vdi.Header) bool {
+	rest := o.data
+	if off := o.obj.Offset; off < wire.InodeHeaderSize {
+		var b [wire.InodeHeaderSize]byte
+		in := inodeHeader(h)
+		in.Put(b[:])
+		rest = rest[copy(rest, b[off:]):]
+	}
+	return len(rest) == 0
 }
 
 // readMap fills what the header has left of the data wanted.

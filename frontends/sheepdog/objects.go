@@ -30,6 +30,10 @@ func (s *session) readObject(o *op) Volume {
 		o.finish(nil)
 		return nil
 	}
+	if o.wire.Flags&wire.SD_FLAG_CMD_TGT != 0 && s.mayBeStale(object.ID(o.obj.OID).VID()) {
+		s.later(o, (*session).readShared)
+		return nil
+	}
 	return s.read(o)
 }
 
@@ -232,6 +236,10 @@ func (s *session) submit(o *op, a *attached, what vdi.Op, index uint32) Volume {
 		// Objects are always of full size for clients: what is beyond the end is zero.
 		clear(o.data[size-r.Off:])
 		r.Len, r.Data = size-r.Off, o.data[:size-r.Off]
+	}
+	if what != vdi.OpRead && o.wire.Flags&wire.SD_FLAG_CMD_TGT != 0 {
+		o.changes = true
+		o.begins()
 	}
 	vol := a.vol // the op may be freed, and the volume closed, at once
 	vol.Submit(r)

@@ -29,6 +29,9 @@ type op struct {
 	on    *attached // the volume it is submitted to
 	tries int
 
+	changes bool       // it is counted as one that may change the map
+	shared  *sharedVDI // of that VDI
+
 	head   [wire.HeaderSize]byte
 	pieces [2][]byte
 	reply  [][]byte
@@ -147,6 +150,10 @@ func (o *op) answer(put func(head []byte)) {
 
 // done is the completion of req, on any goroutine.
 func (o *op) done(r *vdi.Request) {
+	if o.changes {
+		o.changes = false
+		o.ends(r.MapChanged())
+	}
 	if r.Err != nil && r.VID != 0 && (errors.Is(r.Err, vdi.ErrReadOnly) || errors.Is(r.Err, vdi.ErrNotFound)) {
 		s := o.s
 		s.detach(o.on)

@@ -83,6 +83,7 @@ type Server struct {
 	budget *stream.Budget
 
 	locks     locks
+	shared    sharedVDIs
 	rollbacks rollbacks
 
 	mu        sync.Mutex

@@ -34,6 +34,8 @@ type session struct {
 
 	used atomic.Bool // it has sent a request
 
+	sharing sharing
+
 	mu       sync.Mutex
 	info     SessionInfo
 	attached map[object.VID]*attached
@@ -68,6 +70,7 @@ func (s *session) run() error {
 	}
 	serr := s.stream.Finish(s.server.cfg.LingerTimeout)
 	s.cancel()
+	s.unshare()
 	s.detachAll()
 	if err == nil || errors.Is(err, io.EOF) {
 		err = serr

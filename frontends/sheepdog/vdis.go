@@ -56,6 +56,9 @@ func (s *session) lockVDI(o *op) Volume {
 		return nil
 	}
 	s.server.locks.take(s.host, h.Name)
+	if o.wire.VDI().Type == wire.LOCK_TYPE_SHARED && !h.Snapshot {
+		s.share(h)
+	}
 	o.answerVDI(h)
 	return nil
 }
@@ -63,6 +66,7 @@ func (s *session) lockVDI(o *op) Volume {
 // releaseVDI carries out SD_OP_RELEASE_VDI. tgt sends no name.
 func (s *session) releaseVDI(o *op) Volume {
 	name, _ := wire.Names(o.data)
+	s.unlock()
 	if name == "" {
 		h, err := s.server.cfg.Volumes.HeaderOf(object.VID(o.wire.VDI().BaseVID) & object.MaxVID)
 		if err != nil {

@@ -45,6 +45,8 @@ type Volume interface {
 	Kick()
 	// Entry tells which vid owns an object. See vdi.Volume.
 	Entry(ctx context.Context, vid object.VID, index uint32) (object.VID, error)
+	// MapVersion tells whether the map has changed. See vdi.Volume.
+	MapVersion(ctx context.Context) (vdi.MapVersion, error)
 	// Refresh returns the size in bytes as it is now.
 	Refresh() int64
 	// Close gives the volume up. No request is in flight.
