@@ -316,3 +316,46 @@ func TestNativeReconnect(t *testing.T) {
 	}
 	mustRead(t, s, "vm", 0, all)
 }
+
+// The same against three nodes: each client through whatever gateway, a node killed and another one drained of its clients in between.
+func TestNativeCluster(t *testing.T) {
+	f := rig.NewFlock(t, 3, 3)
+	var at int
+	m := newNativeModel(t, 2, "vm", func() *rig.Sheep { return f.Nodes[at] })
+	for round := range 4 {
+		for range 25 {
+			m.step()
+			if m.rng.IntN(8) == 0 { // handed over to another gateway, one after the other
+				m.must(m.disk.Flush())
+				m.close()
+				at = m.rng.IntN(len(f.Nodes))
+				m.note("through node %d", at+1)
+				m.open()
+			}
+		}
+		m.verify()
+		switch round {
+		case 0: // a node that is not the gateway
+			dead := (at + 1) % len(f.Nodes)
+			m.note("kill node %d", dead+1)
+			f.Nodes[dead].Kill()
+			for range 10 {
+				off, n := m.place()
+				p := rig.Random(m.rng.Uint64(), n)
+				m.must(m.disk.Write(p, uint64(off)))
+				copy(m.content[off:], p)
+			}
+			f.Nodes[dead].Start()
+		case 1: // the gateway itself: the client waits for it
+			m.note("kill the gateway, node %d", at+1)
+			f.Nodes[at].Kill()
+			f.Nodes[at].Start()
+			off, n := m.place()
+			p := rig.Random(m.rng.Uint64(), n)
+			m.must(m.disk.Write(p, uint64(off)))
+			copy(m.content[off:], p)
+		}
+		f.WaitWhole(time.Minute)
+	}
+	m.verify()
+}

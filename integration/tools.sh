@@ -10,6 +10,7 @@ packages=(
 	qemu-utils                         # qemu-img, qemu-io, qemu-nbd
 	nbdkit fio                         # the peers' benchmark, fio's NBD engine
 	e2fsprogs util-linux mount         # mkfs.ext4, e2fsck, loop devices
+	tgt libiscsi-bin qemu-block-extra  # tgtd over the native protocol, libiscsi's tests
 	qemu-system-x86 seabios cpio kmod  # a guest with the kernel's own NBD client
 )
 

@@ -63,7 +63,8 @@ func (s *session) readDeleted(ctx context.Context, o *op) {
 	id := object.ID(o.obj.OID)
 	vid, err := s.server.cfg.Volumes.Holder(ctx, id.VID(), id.Index())
 	if errors.Is(err, vdi.ErrNotFound) {
-		if h, found := s.working(); found {
+		h, found := s.working()
+		if family, ferr := s.server.cfg.Volumes.FamilyOf(id.VID()); found && ferr == nil && family == h.Family {
 			vid, err = h.VID, nil
 		}
 	}

@@ -41,6 +41,7 @@ type Sheep struct {
 	NativePort int
 	AdminPort  int
 	Unix       string // path of its NBD socket
+	NativeUnix string // path of its socket for the native protocol
 
 	t       testing.TB
 	address string // where it listens; "": Address
@@ -82,7 +83,7 @@ func New(t testing.TB, o Options) *Sheep {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(sockets) })
-	s.Unix = filepath.Join(sockets, "nbd.sock")
+	s.Unix, s.NativeUnix = filepath.Join(sockets, "nbd.sock"), filepath.Join(sockets, "native.sock")
 	ports := freePorts(t, 5)
 	s.NBDPort, s.AdminPort, s.NativePort = ports[0], ports[1], ports[4]
 	text := fmt.Sprintf(`node:
@@ -95,11 +96,13 @@ listen:
   peer: "%[1]s:%[8]d"
   gossip: "%[1]s:%[9]d"
   native: "%[1]s:%[10]d"
+native:
+  unix: %[11]s
 nbd:
   unix: %[5]s
 %[6]slog:
   level: debug
-%[7]s`, Address, strings.Join(s.Disks, ", "), s.NBDPort, s.AdminPort, s.Unix, o.NBD, o.Config, ports[2], ports[3], ports[4])
+%[7]s`, Address, strings.Join(s.Disks, ", "), s.NBDPort, s.AdminPort, s.Unix, o.NBD, o.Config, ports[2], ports[3], ports[4], s.NativeUnix)
 	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

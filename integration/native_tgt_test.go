@@ -1,0 +1,160 @@
+package integration
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sheepdog/integration/rig"
+)
+
+// tgtd is Debian's iSCSI target with its sheepdog backing store: a client of the native protocol that we
+// did not write.
+type tgtd struct {
+	t       *testing.T
+	cmd     *exec.Cmd
+	address string // of its portal
+	control string
+	env     []string
+}
+
+const tgtName = "iqn.2026-11.test:vm"
+
+func startTgtd(t *testing.T, number int) *tgtd {
+	t.Helper()
+	l, err := net.Listen("tcp", rig.Address+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	dir, err := os.MkdirTemp("", "tgt-") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	g := &tgtd{t: t, address: address, control: fmt.Sprint(number), env: append(os.Environ(), "TGT_IPC_SOCKET="+filepath.Join(dir, "ipc"))}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	g.cmd = exec.Command("tgtd", "-f", "-C", g.control, "--iscsi", "portal="+address)
+	g.cmd.Env, g.cmd.Stdout, g.cmd.Stderr = g.env, log, log
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := g.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.kill)
+	return g
+}
+
+func (g *tgtd) kill() {
+	g.cmd.Process.Kill()
+	g.cmd.Wait()
+}
+
+// serve exports a VDI, which is named as in unix:PATH:NAME or tcp:HOST:PORT:NAME, and returns where it is found.
+// tgt cuts off the port behind its fourth digit.
+func (g *tgtd) serve(store string) string {
+	g.t.Helper()
+	g.admin("--op", "new", "--mode", "target", "--tid", "1", "-T", tgtName)
+	g.admin("--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "--bstype", "sheepdog", "--backing-store", store)
+	g.admin("--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL")
+	return "iscsi://" + g.address + "/" + tgtName + "/1"
+}
+
+// admin runs tgtadm, until tgtd listens.
+func (g *tgtd) admin(args ...string) {
+	g.t.Helper()
+	var out []byte
+	var err error
+	for range 100 {
+		cmd := exec.Command("tgtadm", append([]string{"-C", g.control, "--lld", "iscsi"}, args...)...)
+		cmd.Env = g.env
+		if out, err = cmd.CombinedOutput(); err == nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	g.t.Fatalf("tgtadm %v: %v: %s", args, err, out)
+}
+
+// qemuIO runs commands of qemu-io, each of which must find what it looks for.
+func qemuIO(t *testing.T, uri string, commands ...string) {
+	t.Helper()
+	args := []string{"-f", "raw"}
+	if strings.Contains(uri, "@") {
+		args = append(args, "-r")
+	}
+	for _, c := range commands {
+		args = append(args, "-c", c)
+	}
+	out := rig.OK(t, "qemu-io", append(args, uri)...)
+	if strings.Contains(out, "failed") || strings.Contains(out, "rror") {
+		t.Fatalf("qemu-io %v: %s", commands, out)
+	}
+}
+
+// libiscsi's tests of reading, writing and flushing through tgt, and what they leave is the same over NBD.
+func TestNativeTgt(t *testing.T) {
+	rig.Need(t, "tgtd", "tgtadm", "iscsi-test-cu", "qemu-io", "qemu-img")
+	s := rig.Start(t, rig.Options{})
+	s.Dog("vdi", "create", "vm", "64M")
+	uri := startTgtd(t, 101).serve("unix:" + s.NativeUnix + ":vm")
+	for _, suite := range []string{"Read10", "Read16", "Write10", "Write16", "ReadCapacity16"} {
+		out := rig.OK(t, "iscsi-test-cu", "-d", "-t", "SCSI."+suite, uri)
+		if strings.Contains(out, "[FAILED]") {
+			t.Errorf("%s: %s", suite, out)
+		}
+	}
+	// All of it is written: tgt answers a read that begins in data and ends in a hole with rubbish, whatever it is told.
+	img := rig.File(t, "img", rig.Random(5, 64<<20))
+	rig.OK(t, "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", img, uri)
+	qemuIO(t, uri, "write -P 0x5a 50M 5M", "flush", "read -P 0x5a 50M 5M")
+	rig.OK(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", uri, s.URI("vm"))
+
+	// A snapshot behind its back, and the sheep killed under it.
+	s.Dog("vdi", "snapshot", "vm", "-s", "one")
+	qemuIO(t, uri, "write -P 0x6b 50M 64k", "read -P 0x6b 50M 64k", "read -P 0x5a 51M 1M")
+	qemuIO(t, s.URI("vm@one"), "read -P 0x5a 50M 5M")
+	qemuIO(t, uri, "flush")
+	s.Kill()
+	s.Start()
+	qemuIO(t, uri, "write -P 0x7c 51M 64k", "read -P 0x7c 51M 64k", "read -P 0x6b 50M 64k")
+	rig.OK(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", uri, s.URI("vm"))
+	rig.Contains(t, s.Dog("vdi", "check", "vm"), "as they should be")
+}
+
+// Two tgtd share a volume: what one writes the other reads, also where its own copy of the map has a hole or
+// something older; and what NBD writes. One is killed, and the other goes on.
+func TestNativeShared(t *testing.T) {
+	rig.Need(t, "tgtd", "tgtadm", "qemu-io")
+	s := rig.Start(t, rig.Options{})
+	s.Dog("vdi", "create", "vm", "64M")
+	gs := []*tgtd{startTgtd(t, 102), startTgtd(t, 103)}
+	uris := []string{gs[0].serve("unix:" + s.NativeUnix + ":vm"), gs[1].serve("unix:" + s.NativeUnix + ":vm")}
+	qemuIO(t, uris[1], "read -P 0 0 8M")
+	for i := range 6 {
+		qemuIO(t, uris[i%2], fmt.Sprintf("write -P %d %dM 1M", i+1, 4*i))
+		qemuIO(t, uris[(i+1)%2], fmt.Sprintf("read -P %d %dM 1M", i+1, 4*i), fmt.Sprintf("read -P 0 %dM 1M", 4*i+1))
+	}
+	s.Dog("vdi", "snapshot", "vm", "-s", "one")
+	qemuIO(t, uris[0], "write -P 0x77 0 64k")
+	qemuIO(t, uris[1], "read -P 0x77 0 64k", "read -P 1 64k 64k")
+	qemuIO(t, s.URI("vm"), "write -P 0x79 40M 4M")
+	qemuIO(t, uris[0], "read -P 0x79 40M 4M")
+	s.Kill() // from now on nobody remembers who has locked it
+	s.Start()
+	qemuIO(t, uris[1], "write -P 0x7a 48M 64k")
+	qemuIO(t, uris[0], "read -P 0x7a 48M 64k", "read -P 0x79 40M 4M")
+	gs[0].kill()
+	qemuIO(t, uris[1], "write -P 0x7b 52M 64k", "read -P 0x7b 52M 64k", "read -P 0x77 0 64k")
+	qemuIO(t, s.URI("vm"), "read -P 0x7b 52M 64k", "read -P 0x7a 48M 64k", "read -P 0x77 0 64k", "read -P 1 64k 64k")
+}
