@@ -125,6 +125,9 @@ func (o *op) finish(err error) {
 		}
 	}
 	wire.PutResponse(head, &o.wire, result, n)
+	if o.on != nil {
+		wire.PutCopies(head, uint8(min(max(o.on.header.Copies, 1), 255)))
+	}
 	switch {
 	case n > 0 && o.front != nil:
 		o.pieces[0] = o.front

@@ -104,6 +104,9 @@ func describe(v VDI) string {
 	if v.MapGone {
 		s += " without map"
 	}
+	if v.VMStateSize != 0 || v.VMClock != 0 || v.NextTag != "" {
+		s += fmt.Sprintf(" state %d clock %d next tag %q", v.VMStateSize, v.VMClock, v.NextTag)
+	}
 	return s
 }
 

@@ -1,0 +1,393 @@
+package sheepdog
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+
+	"sheepdog/storage/object"
+	"sheepdog/vdi"
+	"sheepdog/vdi/vditest"
+)
+
+// volumes is a real service over objects in memory.
+type volumes struct{ *vdi.Service }
+
+func (v volumes) OpenVID(vid object.VID, client string, quiet bool) (Volume, error) {
+	vol, err := v.Service.OpenVID(vid, client, quiet)
+	if err != nil {
+		return nil, err
+	}
+	return vol, nil
+}
+
+func (volumes) Defaults() (copies int, sizeShift uint8, err error) {
+	return 1, object.DefaultSizeShift, nil
+}
+
+type harness struct {
+	t       testing.TB
+	server  *Server
+	volumes volumes
+	address string
+}
+
+func serve(t testing.TB, change func(*Config)) *harness {
+	t.Helper()
+	w := vditest.NewWorld(t)
+	w.Config = func(c *vdi.Config) { c.Now = func() time.Time { return time.Unix(0x5f5e1000, 0) } }
+	h := &harness{t: t, volumes: volumes{w.Start()}}
+	cfg := Config{Volumes: h.volumes, LingerTimeout: time.Second}
+	if change != nil {
+		change(&cfg)
+	}
+	var err error
+	if h.server, err = New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.address = l.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.server.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := h.server.Shutdown(ctx); err != nil {
+			t.Errorf("shutdown: %v", err)
+		}
+		if n := h.server.budget.InUse(); n != 0 {
+			t.Errorf("%d bytes are still in use", n)
+		}
+		for _, i := range h.list() {
+			if len(i.Openers) > 0 {
+				t.Errorf("%s is still open by %v", i.Name, i.Openers)
+			}
+		}
+	})
+	return h
+}
+
+func (h *harness) list() []vdi.Info {
+	list, err := h.volumes.List(context.Background())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return list
+}
+
+func (h *harness) create(name string, size int64) vdi.Info {
+	h.t.Helper()
+	i, err := h.volumes.Create(context.Background(), vdi.CreateOptions{Name: name, Size: size, ObjectSizeShift: 20})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return i
+}
+
+func (h *harness) dial() net.Conn {
+	h.t.Helper()
+	conn, err := net.Dial("tcp", h.address)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	h.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+var le = binary.LittleEndian
+
+// message makes a request of words as op=3 flags=0x9 oid=…, with a payload of n bytes of a value.
+func message(t testing.TB, words []string) []byte {
+	b := make([]byte, 48)
+	var payload []byte
+	for _, w := range words {
+		key, text, _ := strings.Cut(w, "=")
+		if key == "name" || key == "tag" {
+			field := make([]byte, 256)
+			copy(field, text)
+			payload = append(payload, field...)
+			continue
+		}
+		if key == "hex" {
+			p, err := hex.DecodeString(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			payload = append(payload, p...)
+			continue
+		}
+		text, times, _ := strings.Cut(text, "*")
+		n, err := strconv.ParseUint(text, 0, 64)
+		if err != nil {
+			t.Fatal(w, err)
+		}
+		switch key {
+		case "proto":
+			b[0] = byte(n)
+		case "op":
+			b[1] = byte(n)
+		case "flags":
+			le.PutUint16(b[2:], uint16(n))
+		case "id":
+			le.PutUint32(b[8:], uint32(n))
+		case "want":
+			le.PutUint32(b[12:], uint32(n))
+		case "oid", "size":
+			le.PutUint64(b[16:], n)
+		case "cow":
+			le.PutUint64(b[24:], n)
+		case "base":
+			le.PutUint32(b[24:], uint32(n))
+		case "shift":
+			b[31] = byte(n)
+		case "snapid":
+			le.PutUint32(b[32:], uint32(n))
+		case "offset":
+			le.PutUint64(b[40:], n)
+		case "fill":
+			count, err := strconv.Atoi(times)
+			if err != nil {
+				t.Fatal(w, err)
+			}
+			for range count {
+				payload = append(payload, byte(n))
+			}
+		default:
+			t.Fatalf("unknown word %q", w)
+		}
+	}
+	if b[2]&1 != 0 {
+		le.PutUint32(b[12:], uint32(len(payload)))
+	}
+	return append(b, payload...)
+}
+
+// exchange sends a request and returns the answer's header and data.
+func exchange(t testing.TB, conn net.Conn, request []byte) (header, data []byte) {
+	t.Helper()
+	if _, err := conn.Write(request); err != nil {
+		t.Fatal(err)
+	}
+	header = make([]byte, 48)
+	if _, err := io.ReadFull(conn, header); err != nil {
+		t.Fatalf("answer to % x: %v", request[:48], err)
+	}
+	data = make([]byte, le.Uint32(header[12:]))
+	if _, err := io.ReadFull(conn, data); err != nil {
+		t.Fatal(err)
+	}
+	return header, data
+}
+
+func result(header []byte) uint32 { return le.Uint32(header[16:]) }
+
+// Complete sessions, byte by byte: each line is a request, what comes back is its answer.
+func TestTranscripts(t *testing.T) {
+	datadriven.Walk(t, "testdata/transcripts", func(t *testing.T, path string) {
+		h := serve(t, nil)
+		conns := map[string]net.Conn{}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			if d.Cmd == "dog" { // by other means
+				return h.dog(strings.Fields(d.Input))
+			}
+			if conns[d.Cmd] == nil {
+				conns[d.Cmd] = h.dial()
+			}
+			var out strings.Builder
+			for line := range strings.Lines(strings.TrimSpace(d.Input)) {
+				header, data := exchange(t, conns[d.Cmd], message(t, strings.Fields(line)))
+				fmt.Fprintf(&out, "% x\n", header)
+				out.WriteString(runs(data))
+			}
+			return out.String()
+		})
+	})
+}
+
+// dog does what other clients do.
+func (h *harness) dog(words []string) string {
+	ctx := context.Background()
+	var err error
+	switch words[0] {
+	case "snapshot":
+		_, err = h.volumes.Snapshot(ctx, words[1], words[2])
+	case "list":
+		var out strings.Builder
+		for _, i := range h.list() {
+			fmt.Fprintln(&out, i.Name, i.Tag, i.VID, i.Size)
+		}
+		return out.String()
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return "done"
+}
+
+// runs shows data as runs of equal 16 bytes.
+func runs(b []byte) string {
+	var out strings.Builder
+	for i := 0; i < len(b); {
+		line := b[i:min(i+16, len(b))]
+		n := 1
+		for i+16*(n+1) <= len(b) && string(b[i+16*n:i+16*(n+1)]) == string(line) {
+			n++
+		}
+		fmt.Fprintf(&out, "  % x", line)
+		if n > 1 {
+			fmt.Fprintf(&out, " *%d", n)
+		}
+		out.WriteByte('\n')
+		i += 16*(n-1) + len(line)
+	}
+	return out.String()
+}
+
+// Every kind of error has its result.
+func TestResults(t *testing.T) {
+	for _, r := range results {
+		err := fmt.Errorf("read: %w", r.kind)
+		if resultOf(err, false) != r.object || resultOf(err, true) != r.vdi {
+			t.Errorf("%v: %#x, %#x", r.kind, resultOf(err, false), resultOf(err, true))
+		}
+	}
+	if got := resultOf(errors.New("new"), true); got != 3 {
+		t.Errorf("an unknown error is %#x", got)
+	}
+}
+
+// Many requests on one connection are all answered, each once, whatever the order.
+func TestPipelining(t *testing.T) {
+	h := serve(t, nil)
+	v := h.create("vm", 16<<20)
+	conn := h.dial()
+	const n = 500
+	go func() {
+		for i := range n {
+			word := func(format string, args ...any) string { return fmt.Sprintf(format, args...) }
+			oid := word("oid=%d", uint64(v.VID)<<32|uint64(i%16))
+			if i%2 == 0 {
+				conn.Write(message(t, []string{"op=1", "flags=5", word("id=%d", i), oid, word("offset=%d", i*512), word("fill=%d*512", i%256)}))
+			} else {
+				conn.Write(message(t, []string{"op=2", word("id=%d", i), oid, "want=100000"}))
+			}
+		}
+	}()
+	seen := map[uint32]bool{}
+	for range n {
+		header := make([]byte, 48)
+		if _, err := io.ReadFull(conn, header); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.CopyN(io.Discard, conn, int64(le.Uint32(header[12:]))); err != nil {
+			t.Fatal(err)
+		}
+		id := le.Uint32(header[8:])
+		if seen[id] || result(header) != 0 {
+			t.Fatalf("answer %x, seen before: %v", header, seen[id])
+		}
+		seen[id] = true
+	}
+}
+
+// A client that is gone leaves nothing, whatever it had in flight; a server that stops ends connections
+// without answering what it has not begun.
+func TestLeavesNothing(t *testing.T) {
+	h := serve(t, nil)
+	v := h.create("vm", 16<<20)
+	before := runtime.NumGoroutine()
+	for i := range 30 {
+		conn := h.dial()
+		write := message(t, []string{"op=1", "flags=5", fmt.Sprintf("oid=%d", uint64(v.VID)<<32|uint64(i%16)), "fill=7*100000"})
+		conn.Write(write[:len(write)-rand.IntN(2)*5000])
+		conn.Write(message(t, []string{"op=2", fmt.Sprintf("oid=%d", 1<<63|uint64(v.VID)<<32), "want=4198968"}))
+		conn.Close()
+	}
+	for until := time.Now().Add(20 * time.Second); runtime.NumGoroutine() > before+2 || h.server.budget.InUse() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("%d goroutines, %d before; %d bytes", runtime.NumGoroutine(), before, h.server.budget.InUse())
+		}
+	}
+	if c := h.server.Counters(); c.Connections != 0 || c.InFlight != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestAllowList(t *testing.T) {
+	h := serve(t, func(c *Config) { c.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")} })
+	conn := h.dial()
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Error("a stranger is let in")
+	}
+	if h.server.Counters().NotAllowed != 1 {
+		t.Error("nobody was refused")
+	}
+}
+
+// A session that opens and closes many snapshots keeps few of them open.
+func TestAttachedIsBounded(t *testing.T) {
+	h := serve(t, nil)
+	h.create("vm", 4<<20)
+	conn := h.dial()
+	for i := range maxAttached + 20 {
+		i, err := h.volumes.Snapshot(context.Background(), "vm", fmt.Sprintf("s%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		header, _ := exchange(t, conn, message(t, []string{"op=2", fmt.Sprintf("oid=%d", uint64(i.VID)<<32), "want=512"}))
+		if result(header) != 0 {
+			t.Fatalf("% x", header)
+		}
+	}
+	h.server.mu.Lock()
+	defer h.server.mu.Unlock()
+	for _, c := range h.server.conns {
+		c.mu.Lock()
+		if n := len(c.attached); n > maxAttached {
+			t.Errorf("%d volumes are attached", n)
+		}
+		c.mu.Unlock()
+	}
+}
+
+// Any bytes on a connection: the server neither falls nor keeps anything of it.
+func FuzzSession(f *testing.F) {
+	f.Add(message(f, []string{"op=1", "flags=1", "oid=0x70dbec00000000", "fill=1*512"}))
+	f.Add(message(f, []string{"op=0x11", "flags=1", "name=x", "size=100000"}))
+	f.Add(message(f, []string{"op=2", "oid=0x8070dbec00000000", "want=5000"}))
+	f.Add(message(f, []string{"op=3", "flags=1", "oid=0x8070dbec00000000", "fill=0*4", "offset=4664"}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h := serve(t, nil)
+		h.create("vm", 4<<20)
+		conn := h.dial().(*net.TCPConn)
+		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		go func() {
+			conn.Write(b)
+			conn.CloseWrite()
+		}()
+		io.Copy(io.Discard, conn)
+		conn.Close()
+	})
+}
