@@ -36,6 +36,14 @@ type Store interface {
 	Groups(ctx context.Context) ([]object.Group, error)
 	// Tight reports whether there is little space left for a group.
 	Tight(g object.Group) bool
+	// Failed reports whether the disk of a group is out of service; Abandon gives the group
+	// then another place, where it has nothing, and reports whether it did.
+	Failed(g object.Group) bool
+	Abandon(g object.Group) bool
+	// Rotten are blocks that were found corrupt; no blocks: the object cannot be read at all.
+	// Heal replaces one if data is the content that was there, else it fails.
+	Rotten() map[object.Key][]uint32
+	Heal(ctx context.Context, k object.Key, block uint32, data []byte) error
 	// KeepMarks keeps the versions up to which nothing of a group is missing, Marks
 	// returns them after a restart.
 	KeepMarks(map[object.Group]object.Version) error

@@ -86,6 +86,7 @@ type flock struct {
 	lease lease
 
 	proposals proposals
+	marks     chan chan<- error // who wants marks kept now
 	whole     whole
 	questions chan struct{} // a token for each that is under way
 
@@ -98,7 +99,7 @@ type flock struct {
 func (n *Node) startFlock() error {
 	w := n.cfg.Network
 	w.setDefaults()
-	f := &flock{n: n, log: n.log, start: time.Now(), moved: make(chan struct{}, 1), kicks: make(chan struct{}, 1), questions: make(chan struct{}, questionsAtATime)}
+	f := &flock{n: n, log: n.log, start: time.Now(), moved: make(chan struct{}, 1), kicks: make(chan struct{}, 1), marks: make(chan chan<- error), questions: make(chan struct{}, questionsAtATime)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.lease.again = make(chan struct{}, 1)
 	f.view.Store(&state.View{})
@@ -251,7 +252,7 @@ func (f *flock) enlist(ctx context.Context, id state.NodeID, incarnation uint64)
 	self := replica.Peer{Node: id, Incarnation: incarnation}
 	c := replicas.Config{Self: self, Peer: f.peer, Propose: f.proposals.add, Fence: f.n.fenced, Logger: f.log}
 	if f.n.cfg.Store != nil {
-		c.Store, c.Marks = f.n.cfg.Store, f.n.cfg.Store.Marks()
+		c.Store, c.Marks, c.KeepMarks = f.n.cfg.Store, f.n.cfg.Store.Marks(), f.keepMarksNow
 	} else {
 		c.Store = noStore{}
 	}
@@ -278,34 +279,71 @@ func (f *flock) enlist(ctx context.Context, id state.NodeID, incarnation uint64)
 	return nil
 }
 
-// keepMarks notes from time to time, and in the end, up to where the store is complete,
-// so that after a restart only what came later is looked at.
+// keepMarks notes from time to time, when it is asked to, and in the end, up to where the
+// store is complete, so that after a restart only what came later is looked at.
 func (f *flock) keepMarks(r *replicas.Replicas) {
 	t := time.NewTicker(marksEvery)
 	defer t.Stop()
 	kept := map[object.Group]replica.Mark{}
 	for ended := false; !ended; {
+		var asked []chan<- error
 		select {
 		case <-t.C:
+		case one := <-f.marks:
+			asked = append(asked, one)
 		case <-f.ctx.Done():
 			ended = true
 		}
-		marks := r.Marks()
-		if maps.Equal(marks, kept) {
-			continue
+		for more := true; more; {
+			select {
+			case one := <-f.marks:
+				asked = append(asked, one)
+			default:
+				more = false
+			}
 		}
-		done := make(chan error, 1)
-		f.n.cfg.Store.Submit(&object.Request{Op: object.OpSync, Done: func(w *object.Request) { done <- w.Err }})
-		f.n.cfg.Store.Kick()
-		err := <-done
-		if err == nil {
-			err = f.n.cfg.Store.KeepMarks(marks)
+		marks := r.Marks()
+		var err error
+		if !maps.Equal(marks, kept) || len(asked) > 0 {
+			err = f.keep(marks)
 		}
 		if err != nil {
 			f.log.Warn("it is not kept up to where this node's data is complete: after a restart more is compared", "err", err)
-			continue
+		} else {
+			kept = marks
 		}
-		kept = marks
+		for _, one := range asked {
+			one <- err
+		}
+	}
+}
+
+// keep keeps marks when all that they cover is durable.
+func (f *flock) keep(marks map[object.Group]replica.Mark) error {
+	done := make(chan error, 1)
+	f.n.cfg.Store.Submit(&object.Request{Op: object.OpSync, Flags: object.FlagWorking, Done: func(w *object.Request) { done <- w.Err }})
+	f.n.cfg.Store.Kick()
+	if err := <-done; err != nil {
+		return err
+	}
+	return f.n.cfg.Store.KeepMarks(marks)
+}
+
+// keepMarksNow has the marks kept, and waits for it.
+func (f *flock) keepMarksNow(ctx context.Context) error {
+	done := make(chan error, 1)
+	select {
+	case f.marks <- done:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-f.ctx.Done():
+		return object.ErrClosed
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-f.ctx.Done():
+		return object.ErrClosed
 	}
 }
 
@@ -436,8 +474,12 @@ func (noStore) Sums(context.Context, object.Key) ([]uint64, error) { return nil,
 func (noStore) Stat(context.Context, object.Key) (object.Info, error) {
 	return object.Info{}, errNoStore
 }
-func (noStore) Groups(context.Context) ([]object.Group, error) { return nil, nil }
-func (noStore) Tight(object.Group) bool                        { return false }
+func (noStore) Groups(context.Context) ([]object.Group, error)         { return nil, nil }
+func (noStore) Tight(object.Group) bool                                { return false }
+func (noStore) Failed(object.Group) bool                               { return false }
+func (noStore) Abandon(object.Group) bool                              { return false }
+func (noStore) Rotten() map[object.Key][]uint32                        { return nil }
+func (noStore) Heal(context.Context, object.Key, uint32, []byte) error { return errNoStore }
 func (noStore) List(context.Context, object.Group, func(object.Info) error) error {
 	return errNoStore
 }

@@ -174,7 +174,7 @@ func summarize(v *state.View, p *state.Policy) PolicySummary {
 			s.Degraded++
 		}
 		primary := v.Node(part.Primary())
-		if len(part.ISR) < p.MinInSync || primary == nil || primary.State != state.NodeUp {
+		if len(part.ISR) < p.MinInSync || primary == nil || primary.State != state.NodeUp || part.Absent {
 			s.Unavailable++
 		}
 		if len(part.Learners) > 0 {

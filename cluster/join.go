@@ -189,7 +189,8 @@ func (f *flock) awaitUp(ctx context.Context, life state.Life) error {
 		applied := f.n.follower.changed()
 		m := f.n.state.View().Node(life.Node)
 		switch {
-		case m == nil || m.Incarnation != life.Incarnation:
+		case m == nil || m.Incarnation < life.Incarnation: // it is not applied here yet
+		case m.Incarnation > life.Incarnation:
 			return fmt.Errorf("%w: another process has started as node %q", object.ErrInvalid, f.n.cfg.Name)
 		case m.State == state.NodeUp:
 			return nil

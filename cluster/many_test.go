@@ -34,6 +34,7 @@ type member struct {
 	port   int
 	gossip int
 	store  *storage.Store
+	extra  []disk.FS // further disks
 	*Node
 	stop context.CancelFunc
 	done chan struct{}
@@ -78,7 +79,7 @@ func (w *world) start(name string) *member {
 	if testing.Verbose() {
 		logger = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("at", name)
 	}
-	if m.store, err = storage.Open(storage.Config{Disks: []disk.FS{fsys}, Node: name, ScrubRate: -1, Logger: logger}); err != nil {
+	if m.store, err = storage.Open(storage.Config{Disks: append([]disk.FS{fsys}, m.extra...), Node: name, ScrubRate: -1, Logger: logger}); err != nil {
 		w.t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", m.addr, m.port))
@@ -94,7 +95,7 @@ func (w *world) start(name string) *member {
 	cfg := Config{
 		Dir: m.dir, Name: name, Address: m.addr, Store: m.store, DiskCluster: m.store.Cluster(), Logger: logger,
 		Adopt:   func(id string) error { return m.store.SetIdentity(id, name) },
-		Disks:   []state.Disk{{ID: "disk of " + name, Path: data, Weight: 100}},
+		Disks:   m.disks(),
 		Network: &Network{Listener: l, GossipPort: m.gossip, SecretFile: filepath.Join(w.base, "secret"), Join: join, IOTimeout: 20 * time.Second},
 	}
 	if m.Node, err = Start(w.t.Context(), cfg); err != nil {
@@ -111,6 +112,13 @@ func (w *world) start(name string) *member {
 	}(m.Node, m.done)
 	w.t.Cleanup(m.close)
 	return m
+}
+
+func (m *member) disks() (list []state.Disk) {
+	for _, d := range m.store.Status().Disks {
+		list = append(list, state.Disk{ID: d.ID, Path: d.Dir, Weight: 100})
+	}
+	return list
 }
 
 func (m *member) close() {
@@ -163,14 +171,19 @@ func (w *world) whole(n int) {
 
 func (w *world) form(names ...string) {
 	w.t.Helper()
+	w.formOf(3, names...)
+}
+
+func (w *world) formOf(copies int, names ...string) {
+	w.t.Helper()
 	first := w.start(names[0])
-	if err := first.Format(w.t.Context(), FormatOptions{Copies: 3, Partitions: 16}); err != nil {
+	if err := first.Format(w.t.Context(), FormatOptions{Copies: copies, Partitions: 16}); err != nil {
 		w.t.Fatal(err)
 	}
 	for _, name := range names[1:] {
 		w.start(name)
 	}
-	w.whole(len(names))
+	w.whole(min(copies, len(names)))
 }
 
 // pattern is what test writes: one byte repeated.

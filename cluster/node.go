@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -174,12 +175,12 @@ func (n *Node) join(ctx context.Context) error {
 			return err
 		}
 	}
+	a := state.Announce{Name: n.cfg.Name, Address: n.address(), Zone: n.cfg.Zone, Disks: n.cfg.Disks, At: n.now()}
 	if n.flock != nil {
-		if err := lostDisk(n.state.View(), n.cfg.Name, n.cfg.Disks); err != nil {
+		if err := n.held(ctx, &a); err != nil {
 			return err
 		}
 	}
-	a := state.Announce{Name: n.cfg.Name, Address: n.address(), Zone: n.cfg.Zone, Disks: n.cfg.Disks, At: n.now()}
 	life, err := n.begin(ctx, a)
 	if err != nil {
 		return err
@@ -188,27 +189,33 @@ func (n *Node) join(ctx context.Context) error {
 	return nil
 }
 
-// lostDisk refuses to let a node start that has not all of the disks that it had while
-// something may be on them that no other node has: it would take what is lost for never
-// written. Where others are in sync they go on without the node, and it may start then.
-func lostDisk(v *state.View, name string, disks []state.Disk) error {
-	m := v.NodeByName(name)
-	if m == nil {
+// held says what this node has if one of the disks is missing that it had: it would
+// take what is lost for never written otherwise. Others go on with what they have, too; what
+// nobody else has waits for the disk, see GiveUp.
+func (n *Node) held(ctx context.Context, a *state.Announce) error {
+	m := n.state.View().NodeByName(n.cfg.Name)
+	if m == nil || !m.Lacks(n.cfg.Disks) {
 		return nil
 	}
-	for _, d := range m.Disks {
-		if slices.ContainsFunc(disks, func(o state.Disk) bool { return o.ID == d.ID }) {
-			continue
-		}
-		for _, p := range v.Policies {
-			for i := range p.Partitions {
-				if q := &p.Partitions[i]; slices.Contains(q.ISR, m.ID) || slices.Contains(q.Waiting, m.ID) {
-					return fmt.Errorf("disk %s (%s) is missing, and this node counts as one that has partition %d of policy %d: put the disk back; if other nodes have the partition, start them, and this one again when they count it as down: %w",
-						d.ID, d.Path, i, p.ID, object.ErrInvalid)
-				}
-			}
+	a.Partial = true
+	if n.cfg.Store == nil {
+		return nil
+	}
+	groups, err := n.cfg.Store.Groups(ctx)
+	if err != nil {
+		return fmt.Errorf("list what is on the disks: %w", err)
+	}
+	for g := range n.cfg.Store.Marks() { // of those, nothing may have been written
+		if !slices.Contains(groups, g) {
+			groups = append(groups, g)
 		}
 	}
+	slices.SortFunc(groups, func(a, b object.Group) int {
+		return cmp.Or(cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Partition, b.Partition))
+	})
+	a.Held = groups
+	n.log.Warn("a disk is missing that this node had: what other nodes have of it is brought here anew; what nobody else has cannot be used until the disk is back, or given up by the node's name",
+		"disks", len(n.cfg.Disks), "had", len(m.Disks))
 	return nil
 }
 

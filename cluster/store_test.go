@@ -142,6 +142,10 @@ func (s *memStore) Groups(context.Context) ([]object.Group, error) {
 	return list, nil
 }
 
-func (s *memStore) Tight(object.Group) bool                         { return false }
-func (s *memStore) KeepMarks(map[object.Group]object.Version) error { return nil }
-func (s *memStore) Marks() map[object.Group]object.Version          { return nil }
+func (s *memStore) Tight(object.Group) bool                                { return false }
+func (s *memStore) Failed(object.Group) bool                               { return false }
+func (s *memStore) Abandon(object.Group) bool                              { return false }
+func (s *memStore) Rotten() map[object.Key][]uint32                        { return nil }
+func (s *memStore) Heal(context.Context, object.Key, uint32, []byte) error { return nil }
+func (s *memStore) KeepMarks(map[object.Group]object.Version) error        { return nil }
+func (s *memStore) Marks() map[object.Group]object.Version                 { return nil }

@@ -240,6 +240,13 @@ func check(r *object.Request) error {
 // sync spreads an OpSync over the disks.
 func (s *Store) sync(r *object.Request) {
 	drives := s.routes.drives()
+	if r.Flags&object.FlagWorking != 0 {
+		drives = slices.DeleteFunc(slices.Clone(drives), func(d *drive) bool { return d.failed() != nil })
+	}
+	if len(drives) == 0 {
+		r.Complete(nil)
+		return
+	}
 	if len(drives) == 1 {
 		drives[0].sync(r)
 		return

@@ -85,6 +85,10 @@ type Announce struct {
 	Zone    string    `json:"zone"`
 	Disks   []Disk    `json:"disks"`
 	At      time.Time `json:"at"`
+	// Partial: a disk that the node had is missing. It has nothing then of partitions that
+	// are not Held.
+	Partial bool           `json:"partial,omitempty"`
+	Held    []object.Group `json:"held,omitempty"`
 }
 
 // AnnounceAll says that nodes have started. Live are those that the leader has heard of
@@ -165,6 +169,9 @@ type Force struct {
 	Node NodeID `json:"node"`
 	Name string `json:"name"`
 	To   NodeID `json:"to,omitempty"`
+	// Absent: only what was on disks that are missing is given up; Node may be up, and begins
+	// anew with nothing where nobody else shall hold the partition.
+	Absent bool `json:"absent,omitempty"`
 }
 
 // SetNode says that a node is up or down, if it still is the given incarnation.

@@ -16,6 +16,7 @@ func (v *View) announce(c *Announce, res *Result) error {
 	}
 	v.reshape()
 	res.Node, res.Incarnation = v.started(c)
+	v.miss(res.Node, c)
 	v.restart([]NodeID{res.Node}, nil)
 	return nil
 }
@@ -39,6 +40,7 @@ func (v *View) announceAll(c *AnnounceAll, res *Result) error {
 		id, incarnation := v.started(a)
 		res.Nodes[i] = Life{id, incarnation}
 		ids = append(ids, id)
+		v.miss(id, a)
 	}
 	if len(ids) == 0 {
 		return refused
@@ -70,6 +72,7 @@ func (v *View) started(c *Announce) (NodeID, uint64) {
 	if n.State == NodeUp || n.Incarnation == 0 {
 		n.Since = c.At
 	}
+	n.Missing = n.lacks(c.Disks)
 	n.Name, n.Address, n.Zone, n.Disks = c.Name, c.Address, c.Zone, slices.Clone(c.Disks)
 	n.Incarnation++
 	n.State, n.Leaving = NodeDown, false
@@ -188,7 +191,7 @@ func (v *View) setDisks(c *SetDisks) error {
 		return err
 	}
 	changed := *n
-	changed.Disks = slices.Clone(c.Disks)
+	changed.Missing, changed.Disks = n.lacks(c.Disks), slices.Clone(c.Disks)
 	v.reshape()
 	v.putNode(&changed)
 	return nil

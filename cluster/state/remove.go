@@ -48,7 +48,7 @@ func (v *View) remove(c *Remove) error {
 	}
 	v.reshape()
 	if alone > 0 {
-		if err := v.bequeath(n.ID, 0); err != nil {
+		if err := v.bequeath(n.ID, 0, false); err != nil {
 			return err
 		}
 	}
@@ -101,7 +101,7 @@ func (v *View) force(c *Force, res *Result) error {
 		return refuse(ErrNotFound, "node %d", c.Node)
 	case n.Name != c.Name:
 		return refuse(ErrInvalid, "node %d is called %q, not %q: nothing was given up", n.ID, n.Name, c.Name)
-	case n.State == NodeUp:
+	case n.State == NodeUp && !c.Absent:
 		return refuse(ErrNeeded, "%q is up", n.Name)
 	}
 	if c.To != 0 {
@@ -113,25 +113,34 @@ func (v *View) force(c *Force, res *Result) error {
 			return refuse(ErrInvalid, "%q is down or has no disks", to.Name)
 		}
 	}
-	res.Partitions = v.alone(n.ID)
+	if res.Partitions = v.alone(n.ID); c.Absent {
+		res.Partitions = v.absent(n.ID)
+	}
 	v.Epoch++
-	return v.bequeath(n.ID, c.To)
+	if err := v.bequeath(n.ID, c.To, c.Absent); err != nil {
+		return err
+	}
+	v.forgetMissing(n.ID)
+	return nil
 }
 
 // bequeath gives the partitions that only one node has to others, which may have little
 // of them.
-func (v *View) bequeath(from, to NodeID) error {
+func (v *View) bequeath(from, to NodeID, absent bool) error {
 	orphans := 0
 	v.changeAll(func(p Partition) (Partition, bool) {
-		if !p.only(from) {
+		if !p.only(from) || absent && !p.Absent {
 			return p, false
 		}
 		heir := v.heir(&p, from, to)
+		if heir == 0 && p.Absent && v.up(from) {
+			heir = from // with nothing
+		}
 		if heir == 0 {
 			orphans++
 			return p, false
 		}
-		p.ISR = []NodeID{heir}
+		p.ISR, p.Absent = []NodeID{heir}, false
 		p.Lost, p.Restarted = v.Epoch, v.Epoch
 		p.Former = without(p.Former, from)
 		p.Learners = v.learners(p)

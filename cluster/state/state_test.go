@@ -102,6 +102,9 @@ func picture(v *View) string {
 			if len(q.Waiting) > 0 {
 				fmt.Fprintf(&b, " waiting %v", q.Waiting)
 			}
+			if q.Absent {
+				b.WriteString(" absent")
+			}
 			if q.Lost > 0 {
 				fmt.Fprintf(&b, " lost at %d", q.Lost)
 			}
@@ -235,7 +238,7 @@ func verifyLast(before, after *View, was, q *Partition) error {
 		a, b := before.Node(id), after.Node(id)
 		return a != nil && b != nil && a.Incarnation == b.Incarnation
 	}
-	if q.Restarted == was.Restarted && !slices.ContainsFunc(q.ISR, same) {
+	if q.Restarted == was.Restarted && !q.Absent && !slices.ContainsFunc(q.ISR, same) {
 		return fmt.Errorf("all of %v have started anew, and flushes do not know", q.ISR)
 	}
 	for _, id := range was.Waiting { // nothing that was flushed is lost
@@ -269,7 +272,13 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 	case 8, 9:
 		c := &AnnounceAll{}
 		for _, k := range rnd.Perm(5)[:1+rnd.IntN(4)] {
-			c.Nodes = append(c.Nodes, Announce{Name: fmt.Sprint("n", k), At: at, Disks: []Disk{{ID: "d", Weight: 1}}})
+			a := Announce{Name: fmt.Sprint("n", k), At: at, Disks: []Disk{{ID: "d", Weight: 1}}, Partial: rnd.IntN(6) == 0}
+			for i := range 4 {
+				if a.Partial && rnd.IntN(2) == 0 {
+					a.Held = append(a.Held, object.Group{Policy: policy.ID, Partition: object.Partition(i)})
+				}
+			}
+			c.Nodes = append(c.Nodes, a)
 		}
 		if rnd.IntN(2) == 0 {
 			c.Live = lives
@@ -299,7 +308,7 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 	case 15:
 		n := node()
 		if rnd.IntN(2) == 0 {
-			return Command{Force: &Force{Node: n.ID, Name: n.Name}}
+			return Command{Force: &Force{Node: n.ID, Name: n.Name, Absent: rnd.IntN(2) == 0}}
 		}
 		return Command{Remove: &Remove{Node: n.ID, Force: []string{"", n.Name}[rnd.IntN(2)]}}
 	case 0:

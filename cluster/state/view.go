@@ -76,6 +76,9 @@ type Node struct {
 	Disks       []Disk    `json:"disks"` // none: a gateway
 	// Leaving: it is about to stop, and takes part in nothing more until it has started anew.
 	Leaving bool `json:"leaving,omitempty"`
+	// Missing are disks that it once had and has not, by their ids, as long as something may
+	// be on them that nobody else has.
+	Missing []string `json:"missing,omitempty"`
 	// Drain: it shall hold nothing, by somebody's wish.
 	Drain bool `json:"drain,omitempty"`
 	// Out: it shall hold nothing, for it has been down for long. It ends when the node is up.
@@ -89,6 +92,25 @@ type Disk struct {
 	ID     string `json:"id"`
 	Path   string `json:"path"`
 	Weight uint64 `json:"weight"` // share of the data; its size in MiB unless somebody chose otherwise
+}
+
+// Lacks reports whether a disk that the node had is not among those given: then it says
+// what it holds when it announces itself.
+func (n *Node) Lacks(disks []Disk) bool { return len(n.lacks(disks)) > 0 }
+
+func (n *Node) lacks(disks []Disk) (ids []string) {
+	add := func(id string) {
+		if !slices.Contains(ids, id) && !slices.ContainsFunc(disks, func(d Disk) bool { return d.ID == id }) {
+			ids = append(ids, id)
+		}
+	}
+	for _, id := range n.Missing {
+		add(id)
+	}
+	for _, d := range n.Disks {
+		add(d.ID)
+	}
+	return ids
 }
 
 // Weight is the sum of the weights of the node's disks. 0: it holds no data.
@@ -136,6 +158,9 @@ type Partition struct {
 	// Waiting were members and have started anew when nobody knew of another member that
 	// lives: see the package comment. While there are any, the partition is undecided.
 	Waiting []NodeID `json:"w,omitempty"`
+	// Absent: the last member has come back without the disk that has the partition. It stays
+	// the last member; nobody serves until the disk is back or is given up, see Force.
+	Absent bool `json:"a,omitempty"`
 	// Restarted is when the last of the members came back as another incarnation: what was
 	// acknowledged before, and not made durable, may be lost. No mark of an earlier epoch
 	// says anything about the content that the partition has since then.
@@ -147,7 +172,7 @@ type Partition struct {
 
 // Undecided reports whether it is not known yet who holds the partition: nodes stay with
 // what they knew of it before, and do not take this as a new epoch.
-func (p *Partition) Undecided() bool { return len(p.Waiting) > 0 }
+func (p *Partition) Undecided() bool { return len(p.Waiting) > 0 || p.Absent }
 
 // Primary is the node that takes the partition's writes.
 func (p *Partition) Primary() NodeID { return p.ISR[0] }
@@ -218,7 +243,7 @@ func (v *View) UndecidedMembers() (ids []NodeID) {
 	for _, p := range v.Policies {
 		for i := range p.Partitions {
 			q := &p.Partitions[i]
-			if !q.Undecided() {
+			if len(q.Waiting) == 0 {
 				continue
 			}
 			for _, id := range q.ISR {

@@ -142,6 +142,10 @@ func (d *daemon) openStore(context.Context) error {
 	var disks []disk.FS
 	for _, path := range d.conf.Node.Disks {
 		fsys, err := disk.Open(path)
+		if errors.Is(err, os.ErrNotExist) && d.peerListen != nil && len(d.conf.Node.Disks) > 1 {
+			d.log.Error("a disk is missing and is left out: other nodes go on with what they have of it; mount it and restart sheep, or take it out of node.disks", "disk", path)
+			continue
+		}
 		if errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("%w: mount or make the directory, or change node.disks", err)
 		}
@@ -149,6 +153,9 @@ func (d *daemon) openStore(context.Context) error {
 			return err
 		}
 		disks = append(disks, fsys)
+	}
+	if len(disks) == 0 && len(d.conf.Node.Disks) > 0 {
+		return fmt.Errorf("none of the disks of node.disks is there: mount them: %w", os.ErrNotExist)
 	}
 	if len(disks) == 0 {
 		return nil

@@ -26,6 +26,8 @@ const (
 	FlagAll
 	// FlagNoGrow: OpWrite, OpZero fail with ErrNoSpace if they need new space, also if there is some.
 	FlagNoGrow
+	// FlagWorking: OpSync leaves out disks that are out of service already.
+	FlagWorking
 )
 
 // Request is one asynchronous operation on one object. It goes down the layers

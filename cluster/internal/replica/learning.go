@@ -26,5 +26,8 @@ func (p *Partition) Learning(to []Learning) []Learning {
 	return to
 }
 
+// Starved reports whether changes wait until more nodes are in sync (INV-R4).
+func (p *Partition) Starved() bool { return p.role == primary && len(p.view.ISR) < p.view.MinInSync }
+
 // Copies is how many nodes are in sync.
 func (p *Partition) Copies() int { return len(p.view.ISR) }

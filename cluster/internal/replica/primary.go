@@ -131,6 +131,8 @@ func (p *Partition) Applied(now Time, op *Op, epoch state.Epoch, err error) {
 	case errors.Is(err, object.ErrCorrupt) && p.fetch(op):
 	case op.Read && !p.leased(now):
 		p.hold(op) // and read again: who knows what has been written elsewhere
+	case op.Read && errors.Is(err, object.ErrIO) && len(p.view.ISR) > 1:
+		p.Fail(now, p.opt.Self) // others can read it
 	case op.Read:
 		p.finish(now, op, err)
 	case errors.Is(err, object.ErrNoSpace) && p.noSpaceHere(now, op, err):
@@ -200,6 +202,22 @@ func (p *Partition) failure(now Time, op *Op, err error) {
 		p.dropLearner(now, i) // it may have made the change
 	}
 	p.finish(now, op, err)
+}
+
+// Fail says that the disk of a member or learner, or of this node, is out of service. It is
+// no member any more then, unless it is the last one.
+func (p *Partition) Fail(now Time, m Peer) {
+	i := p.index(m)
+	if p.role != primary || i < 0 || len(p.view.ISR) == 1 && i == 0 {
+		return
+	}
+	switch {
+	case i == 0:
+		p.failed = true
+		p.expel(now, 0)
+	case p.peers[i].learner == nil:
+		p.expel(now, i)
+	}
 }
 
 // Acked says how a Send has ended: with nil, ErrRetry if the answer is unknown, or with

@@ -141,8 +141,22 @@ func (p *Partition) Current() {
 	}
 }
 
+// Holder reports whether this node is in sync, or may be: what its store has counts.
+func (p *Partition) Holder() bool { return p.role == member || p.role == primary }
+
 // Tight reports whether a member or learner is known to have no space.
 func (p *Partition) Tight() bool { return len(p.tight) > 0 }
+
+// Renounce says that nothing of what this node had of the partition, in which it is not in
+// sync, can be reached any more. It begins with nothing.
+func (p *Partition) Renounce() {
+	if p.Holder() {
+		return
+	}
+	p.mark, p.recent, p.trimmed = Mark{}, nil, 0
+	p.applying++
+	p.emit(Effect{Kind: Purge})
+}
 
 // Purged says how a Purge has ended.
 func (p *Partition) Purged(now Time, epoch state.Epoch, err error) {

@@ -148,7 +148,8 @@ const (
 	// of it if To has no such object: Yielded.
 	Yield
 	// Purge removes all that this node's store has of the partition: Purged. It may end with
-	// ErrRetry as soon as Epoch has passed.
+	// ErrRetry as soon as Epoch has passed. In any case a mark of it that was kept is kept no
+	// more before Purged: what comes later would be taken for complete if the node crashed.
 	Purge
 )
 

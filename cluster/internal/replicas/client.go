@@ -104,4 +104,7 @@ func (r *Replicas) Readable(g object.Group, epoch state.Epoch) bool {
 func (r *Replicas) Leased() bool { return int64(r.now()) < r.lease.Load() }
 
 // Read submits a read to this node's own store.
-func (r *Replicas) Read(q *object.Request) { r.cfg.Store.Submit(q) }
+func (r *Replicas) Read(q *object.Request) {
+	r.clients.Add(1)
+	r.cfg.Store.Submit(q)
+}

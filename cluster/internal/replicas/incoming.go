@@ -208,6 +208,9 @@ func (in *incoming) takeChange() error {
 	if err := in.find(&m.route); err != nil {
 		return err
 	}
+	if in.req.Op == opChange {
+		in.r.clients.Add(1)
+	}
 	in.change = m
 	in.part.post(event{kind: evReceive, batch: true, in: in})
 	return nil
@@ -219,7 +222,7 @@ func (in *incoming) store() {
 	switch {
 	case in.req.Op == opRepair:
 		in.moved.Store(0)
-		in.r.works.Go(func() { in.stored(in.repair()) })
+		in.takeRepair()
 	case m.verb == VerbDelete:
 		in.r.works.Go(func() { in.stored(in.r.cfg.Store.Delete(in.r.ctx, object.Key{Group: m.group, ID: m.id})) })
 	default:
@@ -230,6 +233,25 @@ func (in *incoming) store() {
 		}
 		in.r.cfg.Store.Submit(&in.write)
 	}
+}
+
+// takeRepair begins a repair, or refuses it if a learner has enough to do.
+func (in *incoming) takeRepair() {
+	r := in.r
+	if in.change.session == 0 {
+		r.works.Go(func() { in.stored(in.repair()) })
+		return
+	}
+	if r.taking.Add(1) > repairsTaken {
+		r.taking.Add(-1)
+		in.stored(replica.ErrBusy)
+		return
+	}
+	r.works.Go(func() {
+		err := in.repair()
+		r.taking.Add(-1)
+		in.stored(err)
+	})
 }
 
 func incomingStored(r *object.Request) { r.Owner.(*incoming).stored(r.Err) }
@@ -291,10 +313,9 @@ func (in *incoming) sync() error {
 	if in.question.to != in.r.cfg.Self.Incarnation {
 		return replica.ErrEpoch
 	}
-	in.write = object.Request{Op: object.OpSync, Done: func(w *object.Request) {
+	in.r.syncHere(func(err error) {
 		in.req.ReplyData = nil
-		in.req.Reply(w.Err)
-	}}
-	in.r.cfg.Store.Submit(&in.write)
+		in.req.Reply(err)
+	})
 	return nil
 }

@@ -34,8 +34,10 @@ type part struct {
 	wanted   atomic.Int64
 	tight    atomic.Bool  // somebody has no space
 	copies   atomic.Int32 // in sync
+	starved  atomic.Bool  // changes wait for more to be in sync
 	learning atomic.Pointer[[]replica.Learning]
 	learners []replica.Learning // memory for that
+	holder   atomic.Bool        // what this node has of it counts
 	latest   atomic.Uint64      // epoch
 	readable atomic.Uint64      // epoch in which this node's content may be read; 0: none
 	granting atomic.Bool        // evGrant was posted
@@ -59,7 +61,8 @@ const (
 	evAsk
 	evAnswered // a call of do has ended
 	evGrant
-	evSpace // of peer: tight
+	evSpace  // of peer: tight
+	evFailed // peer's disk
 	evCurrent
 )
 
@@ -150,6 +153,10 @@ func (p *part) event(e *event) {
 	switch e.kind {
 	case evView:
 		p.p.SetView(now, *e.view)
+		if !p.p.Holder() && r.cfg.Store.Failed(p.group) && r.cfg.Store.Abandon(p.group) {
+			p.p.Renounce()
+			r.cfg.Logger.Info("partition gets another disk, for its own is out of service", "partition", p.group.String())
+		}
 	case evTick:
 		p.p.Tick(now)
 	case evSubmit:
@@ -182,6 +189,8 @@ func (p *part) event(e *event) {
 	case evGrant:
 		p.p.Grant(now, 1)
 		p.granting.Store(false)
+	case evFailed:
+		p.p.Fail(now, e.peer)
 	case evSpace:
 		p.p.SetTight(e.peer, e.tight)
 	case evCurrent:
@@ -206,7 +215,9 @@ func (p *part) note() {
 	p.wanted.Store(int64(p.p.Wanted()))
 	p.tight.Store(p.p.Tight())
 	p.copies.Store(int32(p.p.Copies()))
+	p.starved.Store(p.p.Starved())
 	p.noteLearning()
+	p.holder.Store(p.p.Holder())
 	p.latest.Store(uint64(p.p.Epoch()))
 	epoch := uint64(0)
 	if p.p.Readable() {

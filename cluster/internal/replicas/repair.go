@@ -86,7 +86,7 @@ func (r *Replicas) syncCall(to replica.Peer) *peer.Call {
 // done. It may be held back until Kick.
 func (r *Replicas) Sync(to replica.Peer, done func(error)) {
 	if to == r.cfg.Self {
-		r.cfg.Store.Submit(&object.Request{Op: object.OpSync, Done: func(w *object.Request) { done(w.Err) }})
+		r.syncHere(done)
 		return
 	}
 	c := r.syncCall(to)
@@ -94,15 +94,48 @@ func (r *Replicas) Sync(to replica.Peer, done func(error)) {
 	r.call(to, c)
 }
 
+// syncHere makes durable what this node's store has. A disk that is out of service fails it
+// only as long as this node counts as having something that is there.
+func (r *Replicas) syncHere(done func(error)) {
+	r.cfg.Store.Submit(&object.Request{Op: object.OpSync, Done: func(w *object.Request) {
+		if !errors.Is(w.Err, object.ErrIO) {
+			done(w.Err)
+			return
+		}
+		err := w.Err
+		r.works.Go(func() {
+			if !r.countsOnFailed() {
+				err = r.write(&object.Request{Op: object.OpSync, Flags: object.FlagWorking})
+			}
+			done(err)
+		})
+	}})
+}
+
+// countsOnFailed reports whether this node counts as having partitions whose disk is out of
+// service.
+func (r *Replicas) countsOnFailed() bool {
+	for _, p := range r.all() {
+		if p.holder.Load() && r.cfg.Store.Failed(p.group) {
+			return true
+		}
+	}
+	return false
+}
+
 // repair carries out Repair: the other node takes what is different from here.
 func (p *part) repair(e *replica.Effect) {
 	op, to, id, epoch := e.Op, e.To, e.ID, e.Epoch
 	m := change{route: route{p.group, epoch, to.Incarnation}, session: e.Session, mark: e.Mark, action: action{id: id}}
 	c := &peer.Call{Class: peer.Commit, Op: opRepair, Head: m.append(nil)}
+	began := p.r.now()
 	if op != nil {
 		c.Class = peer.Bulk
 	}
 	p.do(to, c, func(now replica.Time, q *replica.Partition, c *peer.Call) {
+		if op != nil {
+			p.r.pace.spent(time.Duration(now - began))
+		}
 		if d := (decoder{b: c.ReplyHead}); op != nil && c.Err == nil {
 			p.r.recovery.brought(now, to, d.u64())
 		}

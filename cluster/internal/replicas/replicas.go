@@ -27,6 +27,14 @@ type Store interface {
 	Groups(ctx context.Context) ([]object.Group, error)
 	// Tight reports whether there is little space left for a group. It takes no time.
 	Tight(g object.Group) bool
+	// Failed reports whether the disk of a group is out of service; Abandon gives the group
+	// then another place, where it has nothing, and reports whether it did.
+	Failed(g object.Group) bool
+	Abandon(g object.Group) bool
+	// Rotten are blocks that were found corrupt; no blocks: the object cannot be read at all.
+	// Heal replaces one if data is the content that was there, else it fails.
+	Rotten() map[object.Key][]uint32
+	Heal(ctx context.Context, k object.Key, block uint32, data []byte) error
 }
 
 // Peer is the connections to another node; *peer.Peer is one.
@@ -50,6 +58,10 @@ type Config struct {
 	// Marks has what Replicas.Marks once returned and everything was durable that it says;
 	// partitions that are not in it begin with nothing known.
 	Marks map[object.Group]replica.Mark
+
+	// KeepMarks keeps what Marks returns now, as described there, and waits for that. nil:
+	// nothing is kept.
+	KeepMarks func(ctx context.Context) error
 
 	AckTimeout     time.Duration // see replica.Options; default 3 s
 	LearnerTimeout time.Duration // default 1 s
@@ -97,8 +109,12 @@ type Replicas struct {
 
 	current atomic.Bool // the state that is known has this life of the node, and it is up
 	spaces  spaces
+	healer  healer
 
 	recovery recovery
+	pace     pace
+	clients  atomic.Uint64 // requests of clients that this node had a part in
+	taking   atomic.Int32  // repairs of this node as a learner
 	damaged  sync.Map      // object.Key of what was removed because it was rotten, and is not replaced yet
 	purging  chan struct{} // has room for those that may purge
 
@@ -315,6 +331,8 @@ func (r *Replicas) Tick() {
 	}
 	r.marks.send(r)
 	r.spaces.tick(r)
+	r.healer.tick(r)
+	r.pace.tick(r.now(), r.clients.Load())
 	r.grant()
 	r.Kick()
 }
@@ -345,27 +363,6 @@ func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
-	}
-}
-
-// grant lets repairs of learners begin, one partition after the other.
-func (r *Replicas) grant() {
-	for {
-		began := false
-		for _, p := range r.all() {
-			if r.repairs.Load() >= int64(r.cfg.Repairs) {
-				return
-			}
-			if p.wanted.Load() == 0 || !p.granting.CompareAndSwap(false, true) {
-				continue
-			}
-			before := p.wanted.Load()
-			p.post(event{kind: evGrant})
-			began = began || p.wanted.Load() < before
-		}
-		if !began {
-			return
-		}
 	}
 }
 

@@ -34,7 +34,7 @@ func (s *spaces) tick(r *Replicas) {
 	r.mu.RLock()
 	v := r.view
 	r.mu.RUnlock()
-	r.tell(r.cfg.Self, r.cfg.Store.Tight)
+	r.tell(r.cfg.Self, r.cfg.Store.Tight, r.cfg.Store.Failed)
 	for _, n := range v.Nodes {
 		if n.ID != r.cfg.Self.Node && n.State == state.NodeUp && len(n.Disks) > 0 {
 			s.ask(r, replica.Peer{Node: n.ID, Incarnation: n.Incarnation})
@@ -56,9 +56,9 @@ func (s *spaces) ask(r *Replicas, to replica.Peer) {
 	q := question{route: route{to: to.Incarnation}}
 	c := &peer.Call{Class: peer.Commit, Op: opSpace, Head: q.append(nil), Want: peer.MaxData, Deadline: r.deadline()}
 	c.Done = func(c *peer.Call) {
-		list, err := decodeGroups(c.ReplyData)
+		tight, failed, err := decodeSpace(c.ReplyData)
 		if c.Err == nil && err == nil {
-			r.tell(to, func(g object.Group) bool { return list[g] })
+			r.tell(to, func(g object.Group) bool { return tight[g] }, func(g object.Group) bool { return failed[g] })
 		}
 		c.Release()
 		s.mu.Lock()
@@ -68,14 +68,17 @@ func (s *spaces) ask(r *Replicas, to replica.Peer) {
 	r.call(to, c)
 }
 
-// tell tells the partitions that this node leads about the space of a node.
-func (r *Replicas) tell(of replica.Peer, tight func(object.Group) bool) {
+// tell tells the partitions that this node leads about the space and the disks of a node.
+func (r *Replicas) tell(of replica.Peer, tight, failed func(object.Group) bool) {
 	for _, p := range r.all() {
 		if !p.primary.Load() {
 			continue
 		}
 		if t := tight(p.group); t || p.tight.Load() {
 			p.post(event{kind: evSpace, peer: of, tight: t})
+		}
+		if failed(p.group) {
+			p.post(event{kind: evFailed, peer: of})
 		}
 	}
 }
@@ -85,15 +88,33 @@ func (in *incoming) space() error {
 	if in.question.to != in.r.cfg.Self.Incarnation {
 		return replica.ErrEpoch
 	}
-	var list []object.Group
+	var tight, failed []object.Group
 	for _, p := range in.r.all() {
 		if in.r.cfg.Store.Tight(p.group) {
-			list = append(list, p.group)
+			tight = append(tight, p.group)
+		}
+		if in.r.cfg.Store.Failed(p.group) {
+			failed = append(failed, p.group)
 		}
 	}
-	in.req.ReplyData = appendGroups(in.req.ReplyData[:0], list)
+	in.req.ReplyData = appendGroups(appendGroups(le.AppendUint32(in.req.ReplyData[:0], uint32(len(tight))), tight), failed)
 	in.req.Reply(nil)
 	return nil
+}
+
+// decodeSpace decodes the reply to opSpace: how many partitions have little space left,
+// those, and those whose disk is out of service.
+func decodeSpace(b []byte) (tight, failed map[object.Group]bool, err error) {
+	d := decoder{b: b}
+	n := uint64(d.u32()) * 3
+	if d.err != nil || n > uint64(len(d.b)) {
+		return nil, nil, errMessage
+	}
+	if tight, err = decodeGroups(d.b[:n]); err != nil {
+		return nil, nil, err
+	}
+	failed, err = decodeGroups(d.b[n:])
+	return tight, failed, err
 }
 
 // yield carries out Yield.
@@ -152,11 +173,33 @@ const purgesAtATime = 4
 // purge carries out Purge.
 func (p *part) purge(e *replica.Effect) {
 	epoch := e.Epoch
+	p.mark.Store(new(replica.Mark))
 	p.r.works.Go(func() {
-		err := p.remove(uint64(epoch))
+		err := p.forget()
+		if err == nil {
+			err = p.remove(uint64(epoch))
+		}
 		p.post(event{kind: evAnswered, answer: func(now replica.Time, q *replica.Partition) { q.Purged(now, epoch, err) }})
 	})
 }
+
+// forget sees to it that no mark of the partition is kept.
+func (p *part) forget() error {
+	for p.r.cfg.KeepMarks != nil {
+		if err := p.r.cfg.KeepMarks(p.r.ctx); err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(forgetPause):
+		case <-p.r.ctx.Done():
+			return object.ErrClosed
+		}
+	}
+	return nil
+}
+
+// forgetPause is the time between attempts to have marks kept.
+const forgetPause = time.Second
 
 // remove removes all objects of a partition, as long as the epoch lasts.
 func (p *part) remove(epoch uint64) error {

@@ -96,6 +96,9 @@ func (r *Replicas) Submit(t *Task) {
 		err = r.cfg.Fence(t.Volume, t.Generation)
 	}
 	t.Holders = nil
+	if t.Verb < VerbCompare {
+		r.clients.Add(1)
+	}
 	if err != nil {
 		t.Err, t.sum = err, 0
 		t.Done(t)

@@ -22,7 +22,7 @@ const (
 	opRepair    uint16 = 7  // have an object like the primary's. Bulk, and Commit to settle
 	opSums      uint16 = 8  // what an object is like. Bulk
 	opBlocks    uint16 = 9  // content of an object, with checksums. Bulk
-	opSpace     uint16 = 10 // for which partitions is there little space left. Commit
+	opSpace     uint16 = 10 // for which partitions is there little space left, or no disk. Commit
 	opCheck     uint16 = 11 // compare all replicas of a partition, as its primary. Session 1: repair. Reply: Checked in JSON. Bulk
 	opHave      uint16 = 12 // which objects of a partition are there. Bulk
 	lastOp      uint16 = 63

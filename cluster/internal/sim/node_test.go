@@ -128,7 +128,7 @@ func (l *life) enlist(inc uint64) {
 	n, w := l.n, l.n.w
 	l.inc = inc
 	r, err := replicas.New(context.Background(), replicas.Config{
-		Self: n.self(), Store: &slowStore{l}, Peer: l.peer, Propose: l.propose, Fence: l.fenced, Marks: l.kept,
+		Self: n.self(), Store: &slowStore{l}, Peer: l.peer, Propose: l.propose, Fence: l.fenced, Marks: l.kept, KeepMarks: l.keepMarksNow,
 		AckTimeout: ackTimeout, LearnerTimeout: second / 2, Resend: retryPause,
 	})
 	if err != nil {

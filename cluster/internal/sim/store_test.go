@@ -135,3 +135,42 @@ func (s *slowStore) Groups(ctx context.Context) ([]object.Group, error) {
 
 // Tight implements replicas.Store.
 func (s *slowStore) Tight(g object.Group) bool { return s.l.store != nil && s.l.store.Tight(g) }
+
+// Failed implements replicas.Store: no disk fails here.
+func (s *slowStore) Failed(object.Group) bool { return false }
+
+// Abandon implements replicas.Store.
+func (s *slowStore) Abandon(object.Group) bool { return false }
+
+// Rotten implements replicas.Store.
+func (s *slowStore) Rotten() map[object.Key][]uint32 {
+	if s.l.over || s.l.store == nil {
+		return nil
+	}
+	return s.l.store.Rotten()
+}
+
+// Heal implements replicas.Store.
+func (s *slowStore) Heal(ctx context.Context, k object.Key, block uint32, data []byte) error {
+	if err := s.wait(); err != nil {
+		return err
+	}
+	if s.l.over || s.l.store == nil {
+		return object.ErrClosed
+	}
+	return s.l.store.Heal(ctx, k, block, data)
+}
+
+// keepMarksNow is what replicas want before what they have is gone.
+func (l *life) keepMarksNow(context.Context) error {
+	marks := l.reps.Marks()
+	done := make(chan error, 1)
+	(&slowStore{l}).Submit(&object.Request{Op: object.OpSync, Done: func(r *object.Request) {
+		if r.Err != nil || l.over {
+			done <- object.ErrClosed
+			return
+		}
+		done <- l.store.KeepMarks(marks)
+	}})
+	return <-done
+}
