@@ -92,7 +92,7 @@ func (s *server) startSheep(ctx context.Context) error {
 	if err := os.Mkdir(data, 0o755); err != nil {
 		return err
 	}
-	config := fmt.Sprintf("node: {name: bench, address: %s, disks: [%s]}\nlisten:\n  admin: %q\n", host, data, s.admin)
+	config := fmt.Sprintf("node: {name: bench, address: %s}\nlisten:\n  native: none\n  admin: %q\n", host, s.admin)
 	if s.network == "tcp" {
 		config += fmt.Sprintf("  nbd: %q\n", s.address)
 	} else {
@@ -105,10 +105,7 @@ func (s *server) startSheep(ctx context.Context) error {
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		return err
 	}
-	if err := s.launch(ctx, filepath.Join(s.bin, "sheep"), "--config", path); err != nil {
-		return err
-	}
-	return s.dog(ctx, "cluster", "format", "-c", "1")
+	return s.launch(ctx, filepath.Join(s.bin, "sheep"), "--standalone", "--data", data, "--config", path)
 }
 
 func (s *server) dog(ctx context.Context, args ...string) error {
