@@ -13,7 +13,7 @@ import (
 
 // movingLimit is how long a request may take because data is moved or a node is stopped. The goal is 200 ms
 // on a machine that has nothing else to do.
-const movingLimit = time.Second
+const movingLimit = 500 * time.Millisecond
 
 // moved counts the replicas that are where none was before.
 func moved(before, after []rig.Partition) (count int) {

@@ -1,6 +1,7 @@
 package steward
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -29,5 +30,40 @@ func TestHold(t *testing.T) {
 	w.pass(11 * time.Minute)
 	if w.targets(4) == 0 || w.targets(3) != 0 {
 		t.Errorf("afterwards n4 has %d targets, and n3, which is down, %d", w.targets(4), w.targets(3))
+	}
+}
+
+// Thousands of partitions get other targets some at a time, those that the first plan had for them.
+func TestMovesAreSpread(t *testing.T) {
+	w := newWorld(t, 2048, 2, 3)
+	w.sync()
+	w.start("n4")
+	w.pass(3 * time.Second)
+	w.said = nil
+	plan := w.s.plans[1]
+	w.pass(10 * time.Second)
+	for i, p := range w.view().Policies[0].Partitions {
+		if !slices.Equal(p.Targets, plan[i]) {
+			t.Fatalf("partition %d shall be held by %v, the plan was %v", i, p.Targets, plan[i])
+		}
+	}
+	if n := w.targets(4); n < 900 || n > 1150 {
+		t.Errorf("n4 has %d targets, its share is 1024", n)
+	}
+	before := w.view()
+	w.apply(state.Command{Drain: &state.Drain{Node: 4, Drain: true}})
+	w.step()
+	moved := 0
+	for i, p := range w.view().Policies[0].Partitions {
+		if !slices.Equal(p.Targets, before.Policies[0].Partitions[i].Targets) {
+			moved++
+		}
+	}
+	if moved == 0 || moved > movesAtATime {
+		t.Errorf("%d partitions have got other targets at once", moved)
+	}
+	w.pass(5 * time.Second)
+	if w.targets(4) != 0 {
+		t.Errorf("n4 is drained and has %d targets", w.targets(4))
 	}
 }

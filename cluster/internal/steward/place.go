@@ -2,14 +2,19 @@ package steward
 
 import (
 	"slices"
+	"time"
 
 	"sheepdog/cluster/internal/placement"
 	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
 )
 
-// place proposes targets for one policy, if some are not what they should be.
+// place proposes targets for one policy, if some are not what they should be: for a new policy
+// all at once, else some at a time. A partition that gets other targets begins a new epoch and
+// serves nobody until its members have agreed on that; if thousands do so together, each waits
+// for all.
 func (r *round) place() {
+	s := r.s
 	nodes := r.candidates()
 	r.observe(nodes)
 	if len(nodes) == 0 {
@@ -17,22 +22,44 @@ func (r *round) place() {
 	}
 	settled := r.settled()
 	for _, p := range r.v.Policies {
-		if r.s.tries[p.ID] >= maxTries || (!settled || r.v.Cluster.Hold) && len(p.Partitions) > 0 {
+		first := len(p.Partitions) == 0
+		waits := !settled || r.v.Cluster.Hold || r.now.Sub(s.moved) < movePause
+		if waits && !first || s.placed[p.ID] {
 			continue
 		}
-		if c := Place(r.v, p, nodes); c != nil {
-			r.s.tries[p.ID]++
+		plan := s.plans[p.ID]
+		if plan == nil {
+			if s.tries[p.ID] >= maxTries {
+				continue
+			}
+			s.tries[p.ID]++
+			plan = Compute(r.v, p, nodes)
+			s.plans[p.ID] = plan
 			r.note("", "partitions are placed", "nodes or their weights have changed")
+		}
+		most := movesAtATime
+		if first {
+			most = len(plan)
+		}
+		if c, more := Moves(r.v, p, plan, most); c != nil {
+			if more {
+				s.moved = r.now
+			}
 			r.Commands = append(r.Commands, state.Command{SetTargets: c})
 			return
 		}
-		r.s.tries[p.ID] = maxTries
+		s.placed[p.ID] = true
 	}
 }
 
-// maxTries bounds how often a policy is placed for the same nodes: a proposal may be void
-// because something has changed meanwhile, but then the nodes mostly are others, too.
-const maxTries = 10
+const (
+	// maxTries bounds how often a policy is placed for the same nodes.
+	maxTries = 10
+	// movesAtATime bounds the partitions that get other targets in one command, movePause is
+	// the pause after it: all 4096 of a policy take three seconds.
+	movesAtATime = 128
+	movePause    = 100 * time.Millisecond
+)
 
 // candidates are the nodes that shall hold data: those that are up, and those that hold
 // some and are not out.
@@ -81,6 +108,7 @@ func (r *round) observe(nodes []placement.Node) {
 		}
 	}
 	s.seen, s.tries = nodes, map[object.PolicyID]int{}
+	s.plans, s.placed = map[object.PolicyID][][]state.NodeID{}, map[object.PolicyID]bool{}
 }
 
 // settled reports whether no node has joined for a while.
@@ -96,6 +124,12 @@ func (r *round) settled() bool {
 // Place returns the command that brings a policy's partitions to nodes, nil if they are
 // where they should be.
 func Place(v *state.View, p *state.Policy, nodes []placement.Node) *state.SetTargets {
+	c, _ := Moves(v, p, Compute(v, p, nodes), v.Cluster.Partitions)
+	return c
+}
+
+// Compute tells who of nodes should hold the partitions of a policy.
+func Compute(v *state.View, p *state.Policy, nodes []placement.Node) [][]state.NodeID {
 	previous := make([][]uint16, len(p.Partitions))
 	for i := range p.Partitions {
 		for _, id := range p.Partitions[i].Targets {
@@ -105,19 +139,30 @@ func Place(v *state.View, p *state.Policy, nodes []placement.Node) *state.SetTar
 	wanted := placement.Compute(placement.Input{
 		Nodes: nodes, Copies: p.Copies, Partitions: v.Cluster.Partitions, Seed: uint64(p.ID), Previous: previous,
 	})
-	c := &state.SetTargets{Policy: p.ID, Since: v.Epoch, Targets: make([][]state.NodeID, len(wanted))}
-	changed := false
+	plan := make([][]state.NodeID, len(wanted))
 	for i, w := range wanted {
-		targets := make([]state.NodeID, len(w))
-		for k, id := range w {
-			targets[k] = state.NodeID(id)
-		}
-		if len(p.Partitions) == 0 || !slices.Equal(targets, p.Partitions[i].Targets) {
-			c.Targets[i], changed = targets, true
+		for _, id := range w {
+			plan[i] = append(plan[i], state.NodeID(id))
 		}
 	}
-	if !changed {
-		return nil
+	return plan
+}
+
+// Moves returns the command that gives partitions of a policy, most of them at most, the
+// targets that a plan has for them, and whether there are more; nil if they all have them.
+func Moves(v *state.View, p *state.Policy, plan [][]state.NodeID, most int) (c *state.SetTargets, more bool) {
+	moves := 0
+	for i, targets := range plan {
+		if len(p.Partitions) > 0 && slices.Equal(targets, p.Partitions[i].Targets) {
+			continue
+		}
+		if moves++; moves > most {
+			return c, true
+		}
+		if c == nil {
+			c = &state.SetTargets{Policy: p.ID, Since: v.Epoch, Targets: make([][]state.NodeID, len(plan))}
+		}
+		c.Targets[i] = targets
 	}
-	return c
+	return c, false
 }

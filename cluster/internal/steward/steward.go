@@ -65,7 +65,10 @@ type Steward struct {
 	changed time.Time        // and when it last did
 	joined  bool             // it is not only less
 	tries   map[object.PolicyID]int
-	doubt   state.Epoch // view in which nothing is undecided
+	plans   map[object.PolicyID][][]state.NodeID // for seen
+	placed  map[object.PolicyID]bool             // the plan was carried out
+	moved   time.Time                            // when targets were changed last
+	doubt   state.Epoch                          // view in which nothing is undecided
 }
 
 // New returns the steward of a node that does not lead.
