@@ -214,7 +214,7 @@ func (n *Node) held(ctx context.Context, a *state.Announce) error {
 		return cmp.Or(cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Partition, b.Partition))
 	})
 	a.Held = groups
-	n.log.Warn("a disk is missing that this node had: what other nodes have of it is brought here anew; what nobody else has cannot be used until the disk is back, or given up by the node's name",
+	n.log.Warn("a disk is missing that this node had: what other nodes have of it is brought here anew; what nobody else has cannot be used until the disk is back, or given up with \"dog node give-up\"",
 		"disks", len(n.cfg.Disks), "had", len(m.Disks))
 	return nil
 }

@@ -110,7 +110,7 @@ func (a *app) nodeCommands() *cobra.Command {
 	md := a.group("md", "The disks of nodes", a.diskInfo(), a.diskPlug(), a.diskUnplug())
 	log := a.group("log", "The log of a node", a.logLevel())
 	return a.group("node", "Show and manage nodes and disks", a.nodeList(), a.nodeInfo(), a.nodeRecovery(),
-		a.nodeDrain(), a.nodeUndrain(), a.nodeWeight(), a.nodeRemove(), a.nodeShutdown(), md, log)
+		a.nodeDrain(), a.nodeUndrain(), a.nodeWeight(), a.nodeRemove(), a.nodeGiveUp(), a.nodeShutdown(), md, log)
 }
 
 // nodeFlag is for commands about one node, which need not be the one that is asked.

@@ -142,6 +142,26 @@ func (a *app) nodeRemove() *cobra.Command {
 	return c
 }
 
+var lostGrid = grid[api.Lost]{
+	{raw: "node", value: func(l api.Lost) any { return l.Node }},
+	{raw: "partitions", value: func(l api.Lost) any { return l.Partitions }},
+}
+
+func (a *app) nodeGiveUp() *cobra.Command {
+	var force string
+	c := a.onNode("give-up NODE", "Declare lost what only a node's missing disks had",
+		"Declare lost what only a node had on disks that it has started without. The volumes can be used\nagain then, but what was written there is gone for good: first try to put the disks back and to\nstart the node anew. Tells how much it is; only with --force and the node's name it is done.\n\n"+lostGrid.rawHelp(),
+		exactly(1), func(args []string) error {
+			l, err := a.api.GiveUpDisks(a.ctx, args[0], force)
+			if err != nil {
+				return err
+			}
+			return done(a, lostGrid, l, `%d partitions of node %s are given up: %s tells which volumes have lost something`, l.Partitions, l.Node, a.ownName(`"dog vdi check"`))
+		})
+	c.Flags().StringVar(&force, "force", "", "the node's `NAME`: what only its missing disks had is lost")
+	return c
+}
+
 func (a *app) nodeShutdown() *cobra.Command {
 	c := a.onNode("shutdown [NODE]", "Stop a node in an orderly way",
 		"Stop a node in an orderly way: what is under way is finished, and others take over. Without\nNODE it is the one that is asked. Returns when it has stopped.\n\nColumns with -r: node.",

@@ -109,6 +109,15 @@ func (m membership) Remove(ctx context.Context, node, force string) error {
 	return operation(m.Node.Remove(ctx, node, force != ""))
 }
 
+// Absent implements admin.Operations.
+func (m membership) Absent(node string) int { return m.Node.Absent()[node] }
+
+// GiveUp implements admin.Operations.
+func (m membership) GiveUp(ctx context.Context, node string) (int, error) {
+	lost, err := m.Node.GiveUp(ctx, node)
+	return lost, operation(err)
+}
+
 // SetWeight implements admin.Operations.
 func (m membership) SetWeight(ctx context.Context, node string, percent int) error {
 	return operation(m.Reweight(ctx, node, percent))

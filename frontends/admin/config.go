@@ -79,6 +79,10 @@ type Operations interface {
 	ForceRecovery(ctx context.Context) (nodes []string, err error)
 	Drain(ctx context.Context, node string, drain, force bool) error
 	Remove(ctx context.Context, node, force string) error
+	// Absent counts the partitions that are only on disks that a node lacks; GiveUp declares
+	// them lost, and returns how many they were.
+	Absent(node string) int
+	GiveUp(ctx context.Context, node string) (partitions int, err error)
 	SetWeight(ctx context.Context, node string, percent int) error
 	SetCopies(ctx context.Context, copies int) error
 	// Disks lists the disks of all nodes as the cluster knows them: what only a node knows

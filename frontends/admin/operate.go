@@ -99,6 +99,30 @@ func (c *call) removeNode() (any, error) {
 	return api.Names{Nodes: []string{n.Name}}, nil
 }
 
+// giveUpDisks declares lost what only a node had on disks that it lacks.
+func (c *call) giveUpDisks() (any, error) {
+	n, ok := c.s.nodeCalled(c.r.PathValue("node"))
+	if !ok {
+		return nil, noSuchNode(c.r.PathValue("node"))
+	}
+	lost := c.s.cfg.Cluster.Absent(n.Name)
+	switch force := c.query("force"); {
+	case lost == 0:
+		return nil, refuse(api.KindInvalid, "node %q lacks no disk that alone has something", n.Name)
+	case force == "":
+		return nil, refuse(api.KindBusy, "%d partitions are only on disks that node %q lacks", lost, n.Name).
+			withHint("put the disks back and start the node anew; or give them up with --force and the node's name: what was written there is gone for good")
+	case force != n.Name:
+		return nil, refuse(api.KindInvalid, "the node is called %q, not %.64q: nothing was given up", n.Name, force)
+	}
+	lost, err := c.s.cfg.Cluster.GiveUp(c.r.Context(), n.Name)
+	if err != nil {
+		return nil, err
+	}
+	c.noted("missing disks were given up", "node", n.Name, "partitions", lost)
+	return api.Lost{Node: n.Name, Partitions: lost}, nil
+}
+
 func (c *call) setCopies() (any, error) {
 	var q api.CopiesRequest
 	if err := c.body(&q); err != nil {

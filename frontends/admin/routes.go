@@ -86,6 +86,8 @@ var clusterRoutes = []route{
 	{method: "PUT", path: nodePath + "/weight", summary: "Set how much of the weight of a node's disks counts", body: api.WeightRequest{}, answer: api.Node{}, answers: (*call).weighNode},
 	{method: "DELETE", path: nodePath, summary: "Make a node, which is down or drained and empty, one that is gone for good",
 		query: []param{{"force", "string", "the node's name: what only it has is lost"}}, answer: api.Names{}, answers: (*call).removeNode},
+	{method: "POST", path: nodePath + "/lost", summary: "Give up what only a node had on disks that it lacks: it is lost",
+		query: []param{{"force", "string", "the node's name"}}, answer: api.Lost{}, answers: (*call).giveUpDisks},
 	{method: "GET", path: api.Prefix + "/disks", summary: "The disks of all nodes", answer: []api.Disk{}, answers: (*call).allDisks},
 	{method: "GET", path: api.Prefix + "/partitions", summary: "Who holds the partitions of all policies", answer: []api.Partition{}, answers: (*call).partitions,
 		query: []param{{"node", "string", "only what this node holds, shall hold or learns"}}},

@@ -172,6 +172,17 @@ func (c cluster) Remove(_ context.Context, node, force string) error {
 	return nil
 }
 
+// Absent implements admin.Operations.
+func (c cluster) Absent(node string) int {
+	if node == "n3" {
+		return 17
+	}
+	return 0
+}
+
+// GiveUp implements admin.Operations.
+func (c cluster) GiveUp(_ context.Context, node string) (int, error) { return c.Absent(node), nil }
+
 // SetWeight implements admin.Operations.
 func (c cluster) SetWeight(_ context.Context, node string, percent int) error {
 	c.Lock()

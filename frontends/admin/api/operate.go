@@ -144,6 +144,17 @@ func (c *Client) RemoveNode(ctx context.Context, node, force string) (Names, err
 	return onNode[Names](ctx, c, http.MethodDelete, node, "", values("force", force), nil)
 }
 
+// Lost is what was given up.
+type Lost struct {
+	Node       string `json:"node"`
+	Partitions int    `json:"partitions"`
+}
+
+// GiveUpDisks declares lost what only a node had on disks that it lacks. force is its name.
+func (c *Client) GiveUpDisks(ctx context.Context, node, force string) (Lost, error) {
+	return onNode[Lost](ctx, c, http.MethodPost, node, "/lost", values("force", force), nil)
+}
+
 // SetCopies makes volumes that do not choose keep so many copies.
 func (c *Client) SetCopies(ctx context.Context, copies int) (v Cluster, err error) {
 	return v, c.call(ctx, http.MethodPut, "/cluster/copies", nil, CopiesRequest{Copies: copies}, &v)
