@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"sheepdog/frontends/sheepdog/internal/wire"
 	"sheepdog/storage/object"
@@ -119,6 +120,9 @@ func (s *session) writeInode(o *op) Volume {
 		if len(entries) == 4 && off == from && wire.Entry(entries, 0) == 0 {
 			return s.clearEntry(o, h, first)
 		}
+		if off == from && allZero(entries) {
+			s.clearing = true
+		}
 	}
 	if off >= wire.InodeHeaderSize {
 		o.finish(nil)
@@ -161,11 +165,50 @@ func (s *session) checkEntries(h vdi.Header, entries []byte) error {
 // are never cleared: "qemu-img snapshot -d" does so with the map of the VDI, whose snapshot
 // it is to delete.
 func (s *session) clearEntry(o *op, h vdi.Header, index uint32) Volume {
-	if int64(index) >= h.Objects() {
+	if int64(index) >= h.Objects() || s.clearing || s.deletesSnapshot(h) {
 		o.finish(nil)
 		return nil
 	}
 	return s.clearObject(o, object.DataID(h.VID, index))
+}
+
+// deletesSnapshot reports whether a single entry is cleared as the whole of a map, or the rest of one, by
+// "qemu-img snapshot -d": on a connection made for that after the VDI was opened, while the one that it
+// was opened with, and that discards come on, is there.
+func (s *session) deletesSnapshot(h vdi.Header) bool {
+	if s.requests > 1 {
+		return false
+	}
+	opened := s.server.locks.opened(s.host, h.Name)
+	return !opened.IsZero() && s.info.Started.After(opened) && s.server.hasIO(s, h.Family, opened)
+}
+
+// hasIO reports whether another connection of the session's host, made before that time, is one for data of the
+// family, or may become it.
+func (s *Server) hasIO(other *session, family uint64, before time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conns {
+		if c == other || c.host != other.host || !c.info.Started.Before(before) {
+			continue
+		}
+		c.mu.Lock()
+		uses := c.family
+		c.mu.Unlock()
+		if uses == family || uses == 0 && !c.used.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+func allZero(b []byte) bool {
+	for _, x := range b {
+		if x != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // writeHeader takes from the header what is a request: a larger size, and what is to be

@@ -17,8 +17,9 @@ type locks struct {
 
 type host struct {
 	conns int
-	gone  time.Time      // since when there is none
-	names map[string]int // how often each is open
+	gone  time.Time            // since when there is none
+	names map[string]int       // how often each is open
+	last  map[string]time.Time // when each was opened
 }
 
 const (
@@ -42,7 +43,7 @@ func (l *locks) connected(name string) {
 	}
 	h := l.hosts[name]
 	if h == nil {
-		h = &host{names: map[string]int{}}
+		h = &host{names: map[string]int{}, last: map[string]time.Time{}}
 		l.hosts[name] = h
 	}
 	h.conns++
@@ -63,7 +64,15 @@ func (l *locks) take(name, vdi string) {
 	defer l.mu.Unlock()
 	if h := l.hosts[name]; h.names[vdi] > 0 || len(h.names) < maxOpen {
 		h.names[vdi]++
+		h.last[vdi] = time.Now()
 	}
+}
+
+// opened is when the host last opened a VDI that it still has open; zero if it has not.
+func (l *locks) opened(name, vdi string) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hosts[name].last[vdi]
 }
 
 // release takes it back; false if there was nothing.
@@ -76,6 +85,7 @@ func (l *locks) release(name, vdi string) bool {
 	}
 	if h.names[vdi]--; h.names[vdi] == 0 {
 		delete(h.names, vdi)
+		delete(h.last, vdi)
 	}
 	return true
 }

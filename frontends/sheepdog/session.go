@@ -30,7 +30,9 @@ type session struct {
 	slow   chan struct{} // a slot for each slow operation that may run
 
 	// The reader's.
-	kicked Volume // that requests were submitted to since the last kick; nil: none
+	requests int    // so far
+	clearing bool   // it has cleared a part of a map: see clearEntry
+	kicked   Volume // that requests were submitted to since the last kick; nil: none
 
 	used atomic.Bool // it has sent a request
 
@@ -181,6 +183,7 @@ func (s *session) start(o *op, def *operation) error {
 	s.stream.Claim()
 	s.stats.submitted(&o.wire)
 	s.used.Store(true)
+	s.requests++
 	if def.object {
 		o.obj = o.wire.Object()
 	}
