@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -391,19 +390,4 @@ func TestMemoryBound(t *testing.T) {
 		})
 	}
 	clients.Wait()
-}
-
-func TestQuietLog(t *testing.T) {
-	var out bytes.Buffer
-	var q quiet
-	log := textLogger(&out)
-	for i := range 1000 {
-		q.warn(log, "again", "i", i)
-	}
-	if n := bytes.Count(out.Bytes(), []byte("\n")); n < 1 || n > 5 {
-		t.Errorf("%d lines of log", n)
-	}
-	if got := fmt.Sprint(q.skipped.Load() > 900); got != "true" {
-		t.Error("what was left out is not counted")
-	}
 }

@@ -114,7 +114,7 @@ type Server struct {
 	failed   atomic.Uint64
 	evicted  atomic.Uint64
 
-	refusedLog, failureLog, acceptLog quiet
+	refusedLog, failureLog, acceptLog stream.Quiet
 }
 
 // New makes a Server. It serves nothing before Serve.
@@ -160,7 +160,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			return fmt.Errorf("nbd: accept: %w", err)
 		default:
 			// Out of file descriptors, most likely: others may be closed soon.
-			s.acceptLog.warn(s.log, "accept failed", "err", err)
+			s.acceptLog.Warn(s.log, "accept failed", "err", err)
 			select {
 			case <-time.After(100 * time.Millisecond):
 			case <-ctx.Done():
@@ -175,7 +175,7 @@ func (s *Server) accept(conn net.Conn) {
 	s.accepted.Add(1)
 	if !s.allowed(conn.RemoteAddr()) {
 		s.refused.Add(1)
-		s.refusedLog.warn(s.log, "connection refused: address is not allowed", "peer", conn.RemoteAddr().String())
+		s.refusedLog.Warn(s.log, "connection refused: address is not allowed", "peer", conn.RemoteAddr().String())
 		conn.Close()
 		return
 	}
@@ -188,7 +188,7 @@ func (s *Server) accept(conn net.Conn) {
 	case len(s.conns) >= s.cfg.MaxConnections:
 		s.mu.Unlock()
 		s.tooMany.Add(1)
-		s.refusedLog.warn(s.log, "connection refused: too many connections", "peer", conn.RemoteAddr().String(), "limit", s.cfg.MaxConnections)
+		s.refusedLog.Warn(s.log, "connection refused: too many connections", "peer", conn.RemoteAddr().String(), "limit", s.cfg.MaxConnections)
 		conn.Close()
 		return
 	}
@@ -378,21 +378,6 @@ func (s *Server) Counters() Counters {
 // logFailure tells the operator of requests that failed for a reason that is ours.
 func (s *Server) logFailure(c *session, o *op, errno wire.Errno, err error) {
 	if errno == wire.NBD_EIO {
-		s.failureLog.warn(c.log, "request failed", "command", commands[o.wire.Type].name, "offset", o.wire.Offset, "length", o.wire.Length, "err", err)
+		s.failureLog.Warn(c.log, "request failed", "command", commands[o.wire.Type].name, "offset", o.wire.Offset, "length", o.wire.Length, "err", err)
 	}
-}
-
-// quiet passes on at most one message a second, and says how many it left out.
-type quiet struct {
-	last    atomic.Int64 // UnixNano
-	skipped atomic.Int64
-}
-
-func (q *quiet) warn(log *slog.Logger, msg string, args ...any) {
-	now, last := time.Now().UnixNano(), q.last.Load()
-	if now-last < int64(time.Second) || !q.last.CompareAndSwap(last, now) {
-		q.skipped.Add(1)
-		return
-	}
-	log.Warn(msg, append(args, "not_logged", q.skipped.Swap(0))...)
 }

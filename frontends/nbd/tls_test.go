@@ -9,15 +9,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"io"
-	"log/slog"
 	"math/big"
 	"testing"
 	"time"
 
 	"sheepdog/frontends/nbd/internal/wire"
 )
-
-func textLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
 
 // authority makes certificates.
 type authority struct {

@@ -14,13 +14,15 @@ type Item interface {
 	Render() [][]byte
 	// Sent frees the item. It is called once, whether or not sending succeeded.
 	Sent()
-	queued() *Queued
+	// InQueue is where the queue keeps the item: what Queued gives.
+	InQueue() *Queued
 }
 
 // Queued makes a type that embeds it fit for the queue.
 type Queued struct{ next Item }
 
-func (q *Queued) queued() *Queued { return q }
+// InQueue implements Item.
+func (q *Queued) InQueue() *Queued { return q }
 
 // output is the queue of items and the right to send them. At any time at most one
 // goroutine owns it: the reader, from the first request of a batch on until it has
@@ -85,7 +87,7 @@ func (s *Stream) Put(i Item) {
 	if q.tail == nil {
 		q.head = i
 	} else {
-		q.tail.queued().next = i
+		q.tail.InQueue().next = i
 	}
 	q.tail = i
 	wake := !q.owned
@@ -226,7 +228,7 @@ func (s *Stream) nextItems() bool {
 func (q *output) freeSent() (n int64) {
 	clear(q.all)
 	for i := q.sending; i != nil; n++ {
-		link := i.queued()
+		link := i.InQueue()
 		next := link.next
 		link.next = nil
 		i.Sent()
@@ -241,7 +243,7 @@ func (q *output) load() {
 	vec, bytes := q.all[:0], 0
 	var last Item
 	q.sending = q.taken
-	for i := q.taken; i != nil && len(vec) < maxVector && bytes < maxVectorBytes; i = i.queued().next {
+	for i := q.taken; i != nil && len(vec) < maxVector && bytes < maxVectorBytes; i = i.InQueue().next {
 		pieces := i.Render()
 		vec = append(vec, pieces...)
 		for _, p := range pieces {
@@ -249,7 +251,7 @@ func (q *output) load() {
 		}
 		last = i
 	}
-	link := last.queued()
+	link := last.InQueue()
 	q.taken, link.next = link.next, nil
 	q.all, q.vec = vec, vec
 }

@@ -167,6 +167,15 @@ func (s *Stream) Charge(n int64) error {
 	return nil
 }
 
+// TryCharge is Charge for who cannot wait.
+func (s *Stream) TryCharge(n int64) bool {
+	if s.held.Add(n) > s.limit || !s.budget.tryPayload(n) {
+		s.held.Add(-n)
+		return false
+	}
+	return true
+}
+
 // Uncharge gives back what Charge took. From any goroutine.
 func (s *Stream) Uncharge(n int64) {
 	s.held.Add(-n)
