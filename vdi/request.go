@@ -41,7 +41,11 @@ type Request struct {
 	// requests of more than 32 objects.
 	VID  object.VID
 	Done func(*Request)
-	Err  error // result, valid in Done; one of this package's kinds
+	Err  error // result, valid in Done; one of this package's kinds, or Check's
+	// Check, if set, is asked before a write, zero or discard is carried out, or tried
+	// again, for which this node had to become the VDI's owner: this node has then applied
+	// what others did before. An error fails the request.
+	Check func(*Request) error
 
 	span span // how it is carried out
 }

@@ -27,6 +27,11 @@ func (c *core) writeOwned(ctx context.Context, p *part) error {
 		if err := c.own(ctx); err != nil {
 			return err
 		}
+		if r := p.parent; r.Check != nil {
+			if err := r.Check(r); err != nil {
+				return err
+			}
+		}
 		err := c.writeOnce(ctx, p)
 		if !errors.Is(err, object.ErrStale) || time.Now().After(until) || !c.mayResend(p) {
 			return err
@@ -49,6 +54,12 @@ func (c *core) writeOnce(ctx context.Context, p *part) error {
 	s := c.gate.stripe(p.index)
 	s.pass()
 	defer s.leave()
+	return c.writeHeld(ctx, p)
+}
+
+// writeHeld is writeOnce for who passes the index's stripe, or has it closed.
+func (c *core) writeHeld(ctx context.Context, p *part) error {
+	s := c.gate.stripe(p.index)
 	m := c.mapping.Load()
 	generation := m.generation.Load()
 	if generation == 0 {

@@ -54,6 +54,8 @@ func (s *state) apply(command []byte) (*VDI, error) {
 		return nil, s.adopt(c.Adopt)
 	case c.Settled != nil:
 		return s.settled(c.Settled)
+	case c.Hold != nil:
+		return s.setHold(c.Hold)
 	case c.Barrier != nil:
 		return nil, nil
 	}
@@ -155,11 +157,11 @@ func (s *state) takeSnapshot(c *Snapshot) (*VDI, error) {
 		return nil, err
 	}
 	v.Name, v.SnapshotID, v.Created, v.Lock = src.Name, src.SnapshotID+1, src.Created, src.Lock
-	v.Owner, v.Generation = src.Owner, s.next()
+	v.Owner, v.Generation, v.Hold = src.Owner, s.next(), src.Hold
 	src.Snapshot, src.Tag, src.Identity, src.Snapped = true, c.Tag, c.Identity, c.At
 	// Who does not know yet that this is a snapshot now is refused by the objects.
 	src.Owner, src.Lock, src.Generation, src.Previous, src.HeldUntil = nil, nil, v.Generation, nil, time.Time{}
-	src.NextTag = ""
+	src.NextTag, src.Hold = "", nil
 	s.put(src)
 	s.put(v)
 	return v, nil
@@ -221,7 +223,7 @@ func (s *state) rollback(c *Rollback) (*VDI, error) {
 		if c.Generation != 0 && c.Generation != old.Generation {
 			return nil, elsewhere(old)
 		}
-		v.SnapshotID, v.Attributes, v.Created = old.SnapshotID, old.Attributes, old.Created
+		v.SnapshotID, v.Attributes, v.Created, v.Hold = old.SnapshotID, old.Attributes, old.Created, old.Hold
 		s.drop(old)
 	}
 	v.Owner, v.Generation = &c.By, s.next()
@@ -459,6 +461,22 @@ func (s *state) unlock(c *Unlock) (*VDI, error) {
 		return nil, lockedError(v)
 	}
 	v.Lock = nil
+	s.put(v)
+	return v, nil
+}
+
+func (s *state) setHold(c *SetHold) (*VDI, error) {
+	v, err := s.find(c.Ref, Live)
+	if err != nil {
+		return nil, err
+	}
+	if _, revision := v.Reserved(); revision != c.Revision {
+		return nil, refuse(ErrStale, "the reservations of %q were changed meanwhile", v.Name)
+	}
+	if len(c.Text) > MaxHoldText {
+		return nil, refuse(ErrInvalid, "the reservations of %q would take more than %d bytes", v.Name, MaxHoldText)
+	}
+	v.Hold = &Hold{Revision: s.next(), Text: c.Text}
 	s.put(v)
 	return v, nil
 }

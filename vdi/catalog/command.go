@@ -51,6 +51,7 @@ type Command struct {
 	Adopt     *Adopt     `json:"adopt,omitempty"`
 	Settled   *Settled   `json:"settled,omitempty"`
 	Barrier   *Barrier   `json:"barrier,omitempty"`
+	Hold      *SetHold   `json:"hold,omitempty"`
 }
 
 // Create makes an empty VDI: one without a map.
@@ -163,6 +164,14 @@ type Acquire struct {
 type Settled struct {
 	Ref        Ref    `json:"ref"`
 	Generation uint64 `json:"generation"`
+}
+
+// SetHold stores a text with a VDI or snapshot, "" for none, if Revision is still that of
+// the one before.
+type SetHold struct {
+	Ref      Ref    `json:"ref"`
+	Revision uint64 `json:"revision"`
+	Text     string `json:"text"`
 }
 
 // Barrier changes nothing. Who proposed it has applied all that came before it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"sheepdog/storage/object"
 )
@@ -16,6 +17,7 @@ type Machine struct {
 	mu      sync.RWMutex
 	state   state
 	changed func()
+	changes atomic.Uint64 // commands applied, and states restored
 	watch   func(VDI)
 }
 
@@ -31,6 +33,7 @@ func (m *Machine) Apply(command []byte) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var res Result
+	defer m.changes.Add(1)
 	v, err := m.state.apply(command)
 	if err != nil {
 		res = refusalOf(err)
@@ -44,6 +47,9 @@ func (m *Machine) Apply(command []byte) []byte {
 	}
 	return b
 }
+
+// Changes grows with every change, before anybody who proposed it hears of it.
+func (m *Machine) Changes() uint64 { return m.changes.Load() }
 
 // OnChange has fn called after each change, in place of an earlier one. It is called
 // with the machine locked: it must not block and must not call the machine.
@@ -118,6 +124,7 @@ func (m *Machine) Restore(b []byte) error {
 		}
 	}
 	m.state = next
+	defer m.changes.Add(1)
 	for _, v := range s.VDIs {
 		m.watch(*v)
 	}

@@ -12,6 +12,7 @@ const (
 	MaxSize       = 64 << 40 // bytes of a VDI
 	MaxIndex      = 1 << 26  // objects of a VDI: MaxSize in the smallest objects
 	MaxAttributes = 64 << 10 // bytes of all attributes of a VDI, keys included
+	MaxHoldText   = 64 << 10 // bytes of a Hold
 	maxText       = 1024     // bytes of a node's name, a holder, an identity
 	// MaxVMState is the largest state of a machine, in bytes.
 	MaxVMState = 16 << 40
@@ -47,6 +48,12 @@ type Lock struct {
 	Holder string    `json:"holder"`
 	Node   string    `json:"node"`
 	Since  time.Time `json:"since"`
+}
+
+// Hold is a text by which somebody keeps others away from a VDI, by rules of its own.
+type Hold struct {
+	Revision uint64 `json:"revision"`
+	Text     string `json:"text,omitempty"`
 }
 
 // VDI is what is known of a vid. Values are copies; what they point to never changes.
@@ -88,6 +95,7 @@ type VDI struct {
 	HeldUntil  time.Time         `json:"held_until,omitzero"`
 	Lock       *Lock             `json:"lock,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"`
+	Hold       *Hold             `json:"hold,omitempty"`
 
 	// MapGone says of a deleted vid that its map is removed: it waits only for others to
 	// stop using its objects.
@@ -106,6 +114,14 @@ func (v *VDI) VMStateObjects() int64 { return (v.VMStateSize + 1<<v.SizeShift - 
 // MaxObjects is how many objects there may be: more than make up the size while there
 // may be data beyond it.
 func (v *VDI) MaxObjects() int64 { return (max(v.Size, v.Trim) + 1<<v.SizeShift - 1) >> v.SizeShift }
+
+// Reserved returns the text and the revision of the VDI's Hold; 0 if there never was one.
+func (v *VDI) Reserved() (text string, revision uint64) {
+	if v.Hold == nil {
+		return "", 0
+	}
+	return v.Hold.Text, v.Hold.Revision
+}
 
 // HeldAt reports whether at that time, by the clock of who asks, the owner keeps others away.
 func (v *VDI) HeldAt(t time.Time) bool {
