@@ -1,0 +1,456 @@
+package iscsi
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sheepdog/frontends/internal/stream"
+	"sheepdog/frontends/iscsi/internal/scsi"
+)
+
+// Chap has the names and secrets of CHAP. Initiators must prove themselves if Secret is set; the
+// target proves itself to those that ask if OurSecret is.
+type Chap struct {
+	User, Secret       string
+	OurUser, OurSecret string
+}
+
+// Config is what a Server needs. Zero values stand for the defaults.
+type Config struct {
+	// Volumes is what is served. Needed.
+	Volumes Volumes
+	// Logger; default: none.
+	Logger *slog.Logger
+	// Prefix begins the names of targets; PREFIX:NAME is the target of the VDI NAME. Needed.
+	Prefix string
+	// Node is this gateway's name.
+	Node string
+	// Portals are told to initiators beside the one that they found, as ADDRESS:PORT,GROUP.
+	Portals []string
+
+	// Chap is asked of all initiators.
+	Chap Chap
+	// Initiators lists the iSCSI names that may log in; empty: all.
+	Initiators []string
+	// Allow lists who may connect; empty: everybody.
+	Allow []netip.Prefix
+
+	// BlockShift is log2 of a logical block's bytes: 9, the default, or 12.
+	BlockShift uint8
+	// MaxConnections bounds connections, logins included. Default 4096.
+	MaxConnections int
+	// MemoryLimit bounds the buffers of all sessions together, beside 32 KiB that each
+	// always may have. At least 8 * MaxTransfer; default 1 GiB. In bytes.
+	MemoryLimit int64
+	// SessionMemory bounds the buffers of one session, and gives its command window. At least
+	// 2 * MaxTransfer; default 96 MiB. In bytes.
+	SessionMemory int64
+	// LoginTimeout is for a whole login. Default 30 s.
+	LoginTimeout time.Duration
+	// StallTimeout is how long an initiator may leave answers unread, or a write's data
+	// unsent, while other sessions wait for memory. Default 30 s.
+	StallTimeout time.Duration
+	// LingerTimeout is how long answers are still sent to an initiator that has left. Default 10 s.
+	LingerTimeout time.Duration
+	// PingEvery is after how long without a word an initiator is asked whether it is there.
+	// Default 30 s.
+	PingEvery time.Duration
+	// LogoutTimeout is how long Shutdown leaves initiators to log out. Default 2 s.
+	LogoutTimeout time.Duration
+}
+
+// MaxTransfer is the longest data of a command, in bytes.
+const MaxTransfer = scsi.MaxTransfer
+
+func orDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+func (c *Config) validate() error {
+	orDefault(&c.Logger, slog.New(slog.DiscardHandler))
+	orDefault(&c.BlockShift, 9)
+	orDefault(&c.MaxConnections, 4096)
+	orDefault(&c.MemoryLimit, 1<<30)
+	orDefault(&c.SessionMemory, 96<<20)
+	orDefault(&c.LoginTimeout, 30*time.Second)
+	orDefault(&c.StallTimeout, 30*time.Second)
+	orDefault(&c.LingerTimeout, 10*time.Second)
+	orDefault(&c.PingEvery, 30*time.Second)
+	orDefault(&c.LogoutTimeout, 2*time.Second)
+	switch {
+	case c.Volumes == nil || c.Prefix == "":
+		return errors.New("iscsi: volumes and a prefix for the names of targets are needed")
+	case c.BlockShift != 9 && c.BlockShift != 12:
+		return fmt.Errorf("iscsi: logical blocks of 2^%d bytes: must be 512 or 4096 bytes", c.BlockShift)
+	case c.MaxConnections < 1:
+		return fmt.Errorf("iscsi: at most %d connections: must be at least 1", c.MaxConnections)
+	case c.MemoryLimit < 8*MaxTransfer:
+		return fmt.Errorf("iscsi: memory limit of %d bytes: must be at least %d", c.MemoryLimit, 8*MaxTransfer)
+	case c.SessionMemory < 2*MaxTransfer:
+		return fmt.Errorf("iscsi: memory limit of %d bytes per session: must be at least %d", c.SessionMemory, 2*MaxTransfer)
+	}
+	return nil
+}
+
+// windowOf gives the commands that a session may have in flight: as many as its memory can
+// have data of, at the longest that most initiators make their requests.
+func windowOf(memory int64) int { return int(max(64, min(memory>>20, 256))) }
+
+// Server serves volumes to iSCSI initiators. Its methods may be called from any goroutine.
+type Server struct {
+	cfg    Config
+	log    *slog.Logger
+	budget *stream.Budget
+	window int // commands of a session
+
+	ctx    context.Context // of logins and upkeep: ends with Shutdown
+	cancel context.CancelFunc
+	upkeep sync.WaitGroup
+
+	mu        sync.Mutex
+	listeners map[net.Listener]struct{}
+	conns     map[net.Conn]*session // nil during the login
+	units     map[string]*unit      // by target
+	handles   map[uint16]bool       // TSIHs in use
+	nextTSIH  uint16
+	closing   bool
+	clients   sync.WaitGroup
+
+	lastID   atomic.Uint64
+	past     counters // of sessions that ended
+	accepted atomic.Uint64
+	refused  atomic.Uint64
+	tooMany  atomic.Uint64
+	failed   atomic.Uint64
+	denied   atomic.Uint64
+	evicted  atomic.Uint64
+
+	refusedLog, failureLog, acceptLog, loginLog stream.Quiet
+}
+
+// New makes a Server. It serves nothing before Serve; Shutdown must be called in the end.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger, window: windowOf(cfg.SessionMemory), listeners: map[net.Listener]struct{}{},
+		conns: map[net.Conn]*session{}, units: map[string]*unit{}, handles: map[uint16]bool{},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.budget = stream.NewBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), s.evictStalled)
+	s.upkeep.Go(s.keep)
+	return s, nil
+}
+
+// Serve accepts connections from l until ctx ends or Shutdown is called, and then
+// closes l and returns nil. Sessions outlive it until Shutdown. It may be called for
+// several listeners at once.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		l.Close()
+		return nil
+	}
+	s.listeners[l] = struct{}{}
+	s.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer func() {
+		stop()
+		l.Close()
+		s.mu.Lock()
+		delete(s.listeners, l)
+		s.mu.Unlock()
+	}()
+	s.log.Info("serving iSCSI", "address", l.Addr().String())
+	for {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			s.accept(conn)
+		case ctx.Err() != nil || s.isClosing():
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("iscsi: accept: %w", err)
+		default:
+			// Out of file descriptors, most likely: others may be closed soon.
+			s.acceptLog.Warn(s.log, "accept failed", "err", err)
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			case <-s.ctx.Done():
+			}
+		}
+	}
+}
+
+// accept lets a connection in, or closes it.
+func (s *Server) accept(conn net.Conn) {
+	s.accepted.Add(1)
+	if !s.allowed(conn.RemoteAddr()) {
+		s.refused.Add(1)
+		s.refusedLog.Warn(s.log, "connection refused: address is not allowed", "peer", conn.RemoteAddr().String())
+		conn.Close()
+		return
+	}
+	s.mu.Lock()
+	switch {
+	case s.closing:
+		s.mu.Unlock()
+		conn.Close()
+		return
+	case len(s.conns) >= s.cfg.MaxConnections:
+		s.mu.Unlock()
+		s.tooMany.Add(1)
+		s.refusedLog.Warn(s.log, "connection refused: too many connections", "peer", conn.RemoteAddr().String(), "limit", s.cfg.MaxConnections)
+		conn.Close()
+		return
+	}
+	s.conns[conn] = nil
+	s.clients.Add(1)
+	s.mu.Unlock()
+	go func() {
+		defer s.clients.Done()
+		s.serveConn(conn)
+		conn.Close()
+		s.mu.Lock()
+		delete(s.conns, conn)
+		s.mu.Unlock()
+	}()
+}
+
+// allowed applies Config.Allow.
+func (s *Server) allowed(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok || len(s.cfg.Allow) == 0 {
+		return true
+	}
+	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	return slices.ContainsFunc(s.cfg.Allow, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+// keepalive finds initiators whose machine is gone within about a minute.
+var keepalive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
+
+// serveConn takes an initiator through the login and serves it.
+func (s *Server) serveConn(conn net.Conn) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		if err := tcp.SetKeepAliveConfig(keepalive); err != nil {
+			s.log.Debug("keepalive cannot be set", "err", err)
+		}
+	}
+	c := &connection{server: s, conn: conn, log: s.log.With("peer", conn.RemoteAddr().String())}
+	n, err := c.login()
+	if err != nil {
+		s.failed.Add(1)
+		c.log.Debug("login ended", "reason", err)
+		return
+	}
+	n.log.Info("session began", "session", n.info.ID, "read_only", n.info.ReadOnly, "digests", n.info.Digests)
+	err = n.run()
+	s.leave(conn, n)
+	n.log.Info("session ended", "session", n.info.ID, "reason", reason(err))
+}
+
+func reason(err error) string {
+	if err == nil {
+		return "initiator logged out"
+	}
+	return err.Error()
+}
+
+// leave takes back what a session has.
+func (s *Server) leave(conn net.Conn, n *session) {
+	if n.unit != nil {
+		n.unit.part(n)
+		if err := n.vol.Close(); err != nil {
+			n.log.Warn("close of volume failed", "err", err)
+		}
+	}
+	s.mu.Lock()
+	s.conns[conn] = nil
+	s.past.add(n.stats)
+	delete(s.handles, n.tsih)
+	if n.unit != nil {
+		s.dropUnit(n.unit)
+	}
+	s.mu.Unlock()
+	close(n.gone)
+}
+
+// dropUnit forgets a unit that has no sessions. The caller holds mu.
+func (s *Server) dropUnit(u *unit) {
+	if u.sessions--; u.sessions == 0 {
+		delete(s.units, u.target)
+	}
+}
+
+// group is this gateway's number: of its target port group, and tag of its portal group.
+func (s *Server) group() uint16 { return max(1, s.cfg.Volumes.Group()) }
+
+func (s *Server) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
+// Shutdown stops accepting, asks all initiators to log out, and lets every session that does
+// not answer what it has received. It returns when all are gone. If ctx ends first, the connections are
+// closed; what the volumes still work on is waited for nevertheless, and ctx's error returned.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closing = true
+	for l := range s.listeners {
+		l.Close()
+	}
+	for conn, c := range s.conns {
+		if c != nil {
+			c.askLogout(s.cfg.LogoutTimeout)
+		} else {
+			// A login ends at its next read: there is nothing in flight.
+			conn.SetReadDeadline(time.Unix(1, 0))
+		}
+	}
+	s.mu.Unlock()
+	s.cancel()
+	s.upkeep.Wait()
+
+	gone := make(chan struct{})
+	go func() {
+		s.clients.Wait()
+		close(gone)
+	}()
+	polite := time.NewTimer(s.cfg.LogoutTimeout)
+	defer polite.Stop()
+	for {
+		select {
+		case <-gone:
+			return nil
+		case <-polite.C:
+			s.eachSession((*session).stop)
+		case <-ctx.Done():
+			s.eachSession(func(c *session) { c.end(stream.ErrStopped) })
+			<-gone
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *Server) eachSession(fn func(*session)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conns {
+		if c != nil {
+			fn(c)
+		}
+	}
+}
+
+// upkeepEvery is how often sessions and units are looked at.
+const upkeepEvery = time.Second
+
+// keep finds initiators that are gone, and tells the others what has changed.
+func (s *Server) keep() {
+	t := time.NewTicker(min(upkeepEvery, max(s.cfg.PingEvery/4, time.Millisecond)))
+	defer t.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-t.C:
+		}
+		s.mu.Lock()
+		units := make([]*unit, 0, len(s.units))
+		for _, u := range s.units {
+			units = append(units, u)
+		}
+		s.mu.Unlock()
+		for _, u := range units {
+			u.update(s.cfg.Volumes.Changes())
+		}
+		s.eachSession(s.checkAlive)
+	}
+}
+
+// checkAlive asks a silent initiator whether it is there, and ends its session if it was
+// asked often enough.
+func (s *Server) checkAlive(c *session) {
+	silent := time.Since(time.Unix(0, c.lastHeard.Load()))
+	if silent < s.cfg.PingEvery*time.Duration(c.unanswered()+1) {
+		return
+	}
+	if !c.ping() {
+		s.evicted.Add(1)
+		c.end(errSilent)
+	}
+}
+
+// evictStalled ends sessions whose initiators hold memory that others wait for.
+func (s *Server) evictStalled() {
+	since := time.Now().Add(-s.cfg.StallTimeout)
+	s.eachSession(func(c *session) {
+		if c.stream.Stalled(since) || c.starved(since) {
+			s.evicted.Add(1)
+			c.log.Warn("session is ended", "reason", errStalled, "bytes", c.stream.Held())
+			c.end(errStalled)
+		}
+	})
+}
+
+// Sessions describes the initiators that are logged in, by ID.
+func (s *Server) Sessions() []SessionInfo {
+	var list []SessionInfo
+	s.eachSession(func(c *session) { list = append(list, c.snapshot()) })
+	slices.SortFunc(list, func(a, b SessionInfo) int { return cmp.Compare(a.ID, b.ID) })
+	return list
+}
+
+// Counters returns what the server did so far.
+func (s *Server) Counters() Counters {
+	var sum counters
+	c := Counters{
+		Accepted: s.accepted.Load(), NotAllowed: s.refused.Load(), TooMany: s.tooMany.Load(), Failed: s.failed.Load(), BadLogins: s.denied.Load(),
+		Evicted: s.evicted.Load(), BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit, MaxConnections: s.cfg.MaxConnections,
+	}
+	s.mu.Lock()
+	sum.add(&s.past)
+	c.Connections = len(s.conns)
+	for _, n := range s.conns {
+		if n != nil {
+			sum.add(n.stats)
+			c.Sessions++
+			c.InFlight += n.inFlight()
+		}
+	}
+	s.mu.Unlock()
+	c.Requests, c.Errors, c.Rejects = sum.requests(), sum.errors.Load(), sum.rejects.Load()
+	c.ReadBytes, c.WrittenBytes = sum.readBytes.Load(), sum.writtenBytes.Load()
+	return c
+}
+
+// logFailure tells the operator of commands that failed for a reason that is ours.
+func (s *session) logFailure(t *task, err error) {
+	var sense *senseError
+	var conflict *conflictError
+	if errors.As(err, &sense) || errors.As(err, &conflict) || s.ctx.Err() != nil {
+		return
+	}
+	name := "unknown"
+	if t.plan.Command != nil {
+		name = t.plan.Command.Name
+	}
+	s.server.failureLog.Warn(s.log, "command failed", "command", name, "offset", t.plan.Off, "length", t.plan.Len, "err", err)
+}

@@ -1,0 +1,309 @@
+package iscsi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"sheepdog/frontends/iscsi/internal/scsi"
+	"sheepdog/vdi"
+)
+
+// unit is a logical unit as all sessions of this gateway see it.
+type unit struct {
+	server    *Server
+	name, tag string
+	target    string
+	sessions  int // that have it; guarded by Server.mu
+
+	state atomic.Pointer[scsi.Unit]
+	seen  atomic.Uint64 // Volumes.Changes that state and reserved are as of
+	valid atomic.Bool   // they are as of anything
+
+	mu       sync.Mutex
+	members  map[*session]*attentions
+	modes    scsi.Modes
+	size     int64
+	id       [8]byte
+	revision uint64
+	text     string
+	reserved atomic.Pointer[scsi.Reservations]
+}
+
+// maxAttentions bounds what an initiator is told: of more, what was first is the most.
+const maxAttentions = 8
+
+// attentions are unit attentions that an initiator was not told yet.
+type attentions struct {
+	pending atomic.Int32
+	list    []scsi.Code // guarded by unit.mu
+}
+
+func newUnit(s *Server, d Disk, target string) *unit {
+	u := &unit{server: s, name: d.Name, tag: d.Tag, target: target, members: map[*session]*attentions{}, size: d.Size, id: d.ID}
+	u.reserved.Store(new(scsi.Reservations))
+	u.rebuild(d)
+	return u
+}
+
+// view is the unit's state now.
+func (u *unit) view() *scsi.Unit { return u.state.Load() }
+
+// rebuild makes the state anew. The caller holds mu, or is alone.
+func (u *unit) rebuild(d Disk) {
+	c := &u.server.cfg
+	u.state.Store(&scsi.Unit{
+		Blocks: uint64(d.Size) >> c.BlockShift, BlockShift: c.BlockShift, ReadOnly: d.ReadOnly, ID: d.ID, Target: u.target, Group: u.server.group(),
+		Groups: groupsOf(c.Volumes.Paths(u.name, u.tag)), Protected: u.modes.Protected, Descriptor: u.modes.Descriptor,
+	})
+}
+
+// join makes a session one of the unit's, which is told that it is new.
+func (u *unit) join(s *session) {
+	u.mu.Lock()
+	u.members[s] = new(attentions)
+	u.tell(s, scsi.PowerOn)
+	u.mu.Unlock()
+}
+
+// part ends what ends with a session.
+func (u *unit) part(s *session) {
+	u.mu.Lock()
+	delete(u.members, s)
+	u.mu.Unlock()
+	u.forget(s)
+}
+
+// tell adds an attention. The caller holds mu.
+func (u *unit) tell(s *session, c scsi.Code) {
+	a := u.members[s]
+	if a == nil || len(a.list) == maxAttentions {
+		return
+	}
+	for _, have := range a.list {
+		if have == c {
+			return
+		}
+	}
+	a.list = append(a.list, c)
+	a.pending.Store(int32(len(a.list)))
+	s.attentive.Store(true)
+}
+
+// tellOthers tells all but one session.
+func (u *unit) tellOthers(but *session, c scsi.Code) {
+	u.mu.Lock()
+	for s := range u.members {
+		if s != but {
+			u.tell(s, c)
+		}
+	}
+	u.mu.Unlock()
+}
+
+// attention takes the first attention of a session.
+func (u *unit) attention(s *session) (scsi.Code, bool) {
+	u.refresh()
+	if !s.attentive.Load() {
+		return scsi.Code{}, false
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	a := u.members[s]
+	if a == nil || len(a.list) == 0 {
+		return scsi.Code{}, false
+	}
+	c := a.list[0]
+	a.list = append(a.list[:0], a.list[1:]...)
+	s.attentive.Store(len(a.list) > 0)
+	return c, true
+}
+
+// refresh takes in what the catalog says, if it has changed.
+func (u *unit) refresh() {
+	now := u.server.cfg.Volumes.Changes()
+	if u.valid.Load() && u.seen.Load() == now {
+		return
+	}
+	u.update(now)
+}
+
+// update looks at the catalog, and tells the sessions what has changed.
+func (u *unit) update(now uint64) {
+	v := u.server.cfg.Volumes
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	d, err := v.Find(u.name, u.tag)
+	if err != nil || d.ID != u.id {
+		for s := range u.members {
+			s.end(errGone)
+		}
+		return
+	}
+	text, revision, err := v.Reservations(u.name, u.tag)
+	if err == nil && revision != u.revision {
+		u.adopt(text, revision)
+	}
+	if d.Size != u.size {
+		u.size = d.Size
+		for s := range u.members {
+			u.tell(s, scsi.CapacityChanged)
+		}
+		u.reopen()
+	}
+	before := u.view()
+	u.rebuild(d)
+	if now := u.view(); u.valid.Load() && !sameGroups(before.Groups, now.Groups) {
+		for s := range u.members {
+			u.tell(s, scsi.AccessStateChanged)
+		}
+	}
+	u.seen.Store(now)
+	u.valid.Store(true)
+}
+
+func sameGroups(a, b []scsi.Group) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// reopen has the volume's layer take notice of a size that another gateway has changed.
+func (u *unit) reopen() {
+	v, err := u.server.cfg.Volumes.Open(context.Background(), u.name, u.tag, "iscsi: new size")
+	if err == nil {
+		err = v.Close()
+	}
+	if err != nil {
+		u.server.log.Warn("new size of volume cannot be taken over", "target", u.target, "err", err)
+	}
+}
+
+// adopt takes in reservations that somebody changed through another gateway, and tells the
+// initiators here whom that concerns. The caller holds mu.
+func (u *unit) adopt(text string, revision uint64) {
+	next, err := scsi.DecodeReservations(text)
+	if err != nil {
+		u.server.log.Error("reservations of a volume cannot be read", "target", u.target, "err", err)
+		return
+	}
+	before := u.reserved.Load()
+	for s := range u.members {
+		if c, ok := next.News(before, s.nexus); ok {
+			u.tell(s, c)
+		}
+	}
+	u.revision, u.text = revision, text
+	u.reserved.Store(&next)
+}
+
+// conflicts reports whether reservations keep a nexus from a command.
+func (u *unit) conflicts(n scsi.Nexus, p *scsi.Plan) bool {
+	u.refresh()
+	r := u.reserved.Load()
+	if r.Legacy == nil {
+		return r.Conflicts(n, p)
+	}
+	live := u.live(*r)
+	return live.Conflicts(n, p)
+}
+
+// live is r without a reservation of the old kind whose session here has ended, perhaps with
+// the gateway: it ends with its session, also before the catalog says so.
+func (u *unit) live(r scsi.Reservations) scsi.Reservations {
+	if l := r.Legacy; l == nil || l.Node != u.server.cfg.Node {
+		return r
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for s := range u.members {
+		if s.nexus == r.Legacy.Nexus {
+			return r
+		}
+	}
+	r.Legacy = nil
+	return r
+}
+
+// changeAttempts bounds how often a change of reservations begins anew because another
+// gateway was quicker.
+const changeAttempts = 20
+
+// change carries out a change of the reservations. fn says what it is; ok false for none.
+func (u *unit) change(ctx context.Context, fn func(r scsi.Reservations) (next scsi.Reservations, fence, ok bool)) error {
+	v := u.server.cfg.Volumes
+	var err error
+	for range changeAttempts {
+		var text string
+		var revision uint64
+		if text, revision, err = v.Reservations(u.name, u.tag); err != nil {
+			return err
+		}
+		var r scsi.Reservations
+		if r, err = scsi.DecodeReservations(text); err != nil {
+			return fmt.Errorf("%w: %w", vdi.ErrCorrupt, err)
+		}
+		next, fence, ok := fn(r)
+		if !ok {
+			return nil
+		}
+		var now uint64
+		if now, err = v.SetReservations(ctx, u.name, u.tag, revision, next.Encode(), fence && u.tag == ""); err == nil {
+			u.mu.Lock()
+			if now > u.revision { // who asked has told the initiators already
+				u.revision, u.text = now, next.Encode()
+				u.reserved.Store(&next)
+			}
+			u.mu.Unlock()
+			return nil
+		}
+		if !errors.Is(err, vdi.ErrStale) {
+			return err
+		}
+	}
+	return err
+}
+
+// forget gives up what a nexus has reserved the old way.
+func (u *unit) forget(s *session) {
+	if l := u.reserved.Load().Legacy; l == nil || l.Nexus != s.nexus {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), u.server.cfg.LingerTimeout)
+	defer cancel()
+	err := u.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
+		next, ok := r.Forget(s.nexus)
+		return next, false, ok
+	})
+	if err != nil {
+		u.server.log.Warn("reservation of an initiator that has left stays", "target", u.target, "initiator", s.nexus.Port, "err", err)
+	}
+}
+
+// selectModes carries out MODE SELECT. The other initiators are told.
+func (u *unit) selectModes(by *session, ten bool, b []byte) error {
+	u.mu.Lock()
+	now := *u.view()
+	m, sense := scsi.Select(&now, ten, b)
+	if sense != (scsi.Sense{}) {
+		u.mu.Unlock()
+		return told(sense)
+	}
+	changed := m != u.modes
+	u.modes = m
+	now.Protected, now.Descriptor = m.Protected, m.Descriptor
+	u.state.Store(&now)
+	u.mu.Unlock()
+	if changed {
+		u.tellOthers(by, scsi.ModeChanged)
+	}
+	return nil
+}
