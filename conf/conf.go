@@ -24,6 +24,7 @@ type Config struct {
 	Listen  Listen
 	NBD     NBD
 	Native  Native
+	ISCSI   ISCSI
 	Admin   Admin
 	Log     Log
 	Storage Storage
@@ -55,6 +56,7 @@ type Listen struct {
 	Gossip string
 	NBD    string
 	Native string
+	ISCSI  string
 	Admin  string
 }
 
@@ -76,6 +78,25 @@ type Native struct {
 	MaxConnections int
 	Memory         int64 // bytes
 	SessionMemory  int64 // bytes
+}
+
+// ISCSI is the iSCSI frontend.
+type ISCSI struct {
+	Prefix         string // of targets' names
+	BlockSize      int    // of logical blocks, bytes
+	Chap           Chap
+	Initiators     []string // iSCSI names
+	Allow          []string // CIDR, checked
+	Portals        []string // ADDRESS:PORT,GROUP
+	MaxConnections int
+	Memory         int64 // bytes
+	SessionMemory  int64 // bytes
+}
+
+// Chap is who must prove to be who; the files have secrets.
+type Chap struct {
+	User, SecretFile             string
+	MutualUser, MutualSecretFile string
 }
 
 // Admin is the admin frontend.
@@ -125,6 +146,7 @@ const (
 	PortNBD    = "10809"
 	PortNative = "7000"
 	PortAdmin  = "7003"
+	PortISCSI  = "3260"
 	gatewayDir = "/var/lib/sheepdog/node"
 	stateName  = "node" // below the first disk
 )

@@ -62,9 +62,13 @@ func TestDefaults(t *testing.T) {
 	want := &Config{
 		Node:    Node{Name: host, Address: "127.0.0.1", Disks: []string{"/var/lib/sheepdog"}, StateDir: "/var/lib/sheepdog/node"},
 		Cluster: Cluster{Discovery: "mdns", Join: []string{}, IOTimeout: time.Minute},
-		Listen:  Listen{Peer: "127.0.0.1:7001", Gossip: "127.0.0.1:7002", NBD: "127.0.0.1:10809", Native: "127.0.0.1:7000", Admin: "127.0.0.1:7003"},
+		Listen:  Listen{Peer: "127.0.0.1:7001", Gossip: "127.0.0.1:7002", NBD: "127.0.0.1:10809", Native: "127.0.0.1:7000", ISCSI: "127.0.0.1:3260", Admin: "127.0.0.1:7003"},
 		NBD:     NBD{Allow: []string{}, MaxConnections: 4096, Memory: 384 << 20, SessionMemory: 96 << 20},
 		Native:  Native{Allow: []string{}, MaxConnections: 4096, Memory: 384 << 20, SessionMemory: 96 << 20},
+		ISCSI: ISCSI{
+			Prefix: "iqn.2026-11.io.sheepdog", BlockSize: 512, Initiators: []string{}, Allow: []string{}, Portals: []string{},
+			MaxConnections: 4096, Memory: 384 << 20, SessionMemory: 96 << 20,
+		},
 		Log:     Log{Level: "info", Format: "text"},
 		Storage: Storage{LogLimit: 512 << 20, SmallWrite: 64 << 10, Reserve: ReserveAuto, Checkpoint: 30 * time.Second, OpenObjects: 4096, Workers: 32, ScrubRate: 16 << 20, ScrubEvery: 168 * time.Hour},
 	}
@@ -128,7 +132,7 @@ func TestRefusals(t *testing.T) {
 		{"storage: {checkpoint: 30}", []string{"storage.checkpoint", "a time"}},
 		{"log: {level: loud}", []string{"log.level", `"loud"`, "debug, info, warn or error"}},
 		{"log: {format: []}", []string{"log.format", "text or json"}},
-		{"nbd: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}", []string{"listen.peer", "cluster.secret_file", "insecure: true"}},
+		{"nbd: {allow: [10.0.0.0/8]}\niscsi: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}", []string{"listen.peer", "cluster.secret_file", "insecure: true"}},
 		{"insecure: perhaps", []string{"insecure", "true or false"}},
 		{"node: {disks: 5}", []string{"node.disks", "a list of directories"}},
 		{"node: {disks: [/a, /a/]}", []string{"node.disks", "twice"}},
@@ -166,8 +170,9 @@ func TestRefusals(t *testing.T) {
 func TestAccepted(t *testing.T) {
 	for _, text := range []string{
 		"", "storage:", "node: {address: \"::1\"}", "node: {address: localhost}", "insecure: true\nnode: {address: 10.0.0.1}",
-		"nbd: {allow: [10.0.0.0/8]}\nnative: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}\ncluster: {secret_file: /etc/sheepdog/secret}",
-		"nbd: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}\nlisten: {peer: none, native: none}", "storage: {reserve: 0, scrub_rate: 0}", "storage: {log_limit: 67108864}",
+		"nbd: {allow: [10.0.0.0/8]}\nnative: {allow: [10.0.0.0/8]}\niscsi: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}\ncluster: {secret_file: /etc/sheepdog/secret}",
+		"nbd: {allow: [10.0.0.0/8]}\niscsi: {chap: {user: u, secret_file: /etc/sheepdog/chap}}\nnode: {address: 10.0.0.1}\nlisten: {peer: none, native: none}",
+		"nbd: {allow: [10.0.0.0/8]}\nnode: {address: 10.0.0.1}\nlisten: {peer: none, native: none, iscsi: none}", "storage: {reserve: 0, scrub_rate: 0}", "storage: {log_limit: 67108864}",
 	} {
 		if _, err := Load(write(t, text+"\n"), nil, nil); err != nil {
 			t.Errorf("%q: %v", text, err)

@@ -36,6 +36,7 @@ var keys = []key{
 	{name: "listen.gossip", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.Gossip })},
 	{name: "listen.nbd", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.NBD })},
 	{name: "listen.native", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.Native })},
+	{name: "listen.iscsi", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.ISCSI })},
 	{name: "listen.admin", allowed: anAddress, set: text(func(c *Config) *string { return &c.Listen.Admin })},
 
 	{name: "nbd.unix", allowed: "the path of a socket", set: text(func(c *Config) *string { return &c.NBD.Unix })},
@@ -53,6 +54,19 @@ var keys = []key{
 	{name: "native.max_connections", allowed: "a number from 1 to 1000000", set: number(func(c *Config) *int { return &c.Native.MaxConnections }, 1, 1_000_000)},
 	{name: "native.memory", allowed: "a size of at least 256M", set: size(func(c *Config) *int64 { return &c.Native.Memory }, 256<<20, math.MaxInt64)},
 	{name: "native.session_memory", allowed: "a size of at least 64M", set: size(func(c *Config) *int64 { return &c.Native.SessionMemory }, 64<<20, math.MaxInt64)},
+
+	{name: "iscsi.iqn_prefix", allowed: "a name as iqn.2026-11.io.sheepdog", set: iqn(func(c *Config) *string { return &c.ISCSI.Prefix })},
+	{name: "iscsi.block_size", allowed: "512 or 4096", set: blockSize},
+	{name: "iscsi.chap.user", allowed: aText, set: text(func(c *Config) *string { return &c.ISCSI.Chap.User })},
+	{name: "iscsi.chap.secret_file", allowed: aSecret, set: text(func(c *Config) *string { return &c.ISCSI.Chap.SecretFile })},
+	{name: "iscsi.chap.mutual_user", allowed: aText, set: text(func(c *Config) *string { return &c.ISCSI.Chap.MutualUser })},
+	{name: "iscsi.chap.mutual_secret_file", allowed: aSecret, set: text(func(c *Config) *string { return &c.ISCSI.Chap.MutualSecretFile })},
+	{name: "iscsi.initiators", allowed: "a list of iSCSI names", set: list(func(c *Config) *[]string { return &c.ISCSI.Initiators }, nil)},
+	{name: "iscsi.allow", allowed: "a list of networks as 10.0.0.0/8", set: list(func(c *Config) *[]string { return &c.ISCSI.Allow }, network)},
+	{name: "iscsi.portals", allowed: "a list of portals as 10.0.0.12:3260,2", set: list(func(c *Config) *[]string { return &c.ISCSI.Portals }, nil)},
+	{name: "iscsi.max_connections", allowed: "a number from 1 to 60000", set: number(func(c *Config) *int { return &c.ISCSI.MaxConnections }, 1, 60_000)},
+	{name: "iscsi.memory", allowed: "a size of at least 256M", set: size(func(c *Config) *int64 { return &c.ISCSI.Memory }, 256<<20, math.MaxInt64)},
+	{name: "iscsi.session_memory", allowed: "a size of at least 64M", set: size(func(c *Config) *int64 { return &c.ISCSI.SessionMemory }, 64<<20, math.MaxInt64)},
 
 	{name: "admin.token_file", allowed: "a file with a token", set: text(func(c *Config) *string { return &c.Admin.TokenFile })},
 	{name: "admin.tls.cert", allowed: aFile, set: text(func(c *Config) *string { return &c.Admin.TLS.Cert })},
@@ -79,6 +93,7 @@ var keys = []key{
 const (
 	aText     = "a text"
 	aFile     = "a PEM file"
+	aSecret   = "a file with a secret of 12 to 255 letters"
 	aSwitch   = "true or false"
 	anAddress = `HOST:PORT, :PORT or "none"`
 )
@@ -149,6 +164,31 @@ func list(field func(*Config) *[]string, check func(string) error) func(*Config,
 		*field(c) = out
 		return nil
 	}
+}
+
+// iqn takes what names of targets begin with (RFC 7143 section 4.2.7).
+func iqn(field func(*Config) *string) func(*Config, any) error {
+	return func(c *Config, v any) error {
+		s, ok := v.(string)
+		s = strings.TrimSpace(s)
+		if !ok || !strings.HasPrefix(s, "iqn.") || len(s) > 64 || strings.ToLower(s) != s || strings.ContainsAny(s, " \t,\x00") {
+			return errKind
+		}
+		*field(c) = s
+		return nil
+	}
+}
+
+func blockSize(c *Config, v any) error {
+	n, err := wholeNumber(v)
+	if err != nil {
+		return err
+	}
+	if n != 512 && n != 4096 {
+		return errRange
+	}
+	c.ISCSI.BlockSize = int(n)
+	return nil
 }
 
 func network(s string) error {

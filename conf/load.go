@@ -25,6 +25,7 @@ var flags = []struct{ name, key, usage string }{
 	{"secret-file", "cluster.secret_file", "file with the secret that all nodes share"},
 	{"nbd", "listen.nbd", `address of NBD, or "none"`},
 	{"native", "listen.native", `address of the native protocol, or "none"`},
+	{"iscsi", "listen.iscsi", `address of iSCSI, or "none"`},
 	{"admin", "listen.admin", "address of the HTTP API"},
 	{"log-level", "log.level", "debug, info, warn or error"},
 	{"log-format", "log.format", "text or json"},
@@ -275,9 +276,9 @@ func (c *Config) finish() error {
 		}
 	}
 	errs = append(errs, c.network()...)
-	errs = append(errs, c.address("listen.nbd", &c.Listen.NBD, PortNBD), c.address("listen.native", &c.Listen.Native, PortNative),
+	errs = append(errs, c.address("listen.nbd", &c.Listen.NBD, PortNBD), c.address("listen.native", &c.Listen.Native, PortNative), c.address("listen.iscsi", &c.Listen.ISCSI, PortISCSI),
 		c.address("listen.admin", &c.Listen.Admin, PortAdmin), c.NBD.TLS.check("nbd.tls"), c.Admin.TLS.check("admin.tls"),
-		c.exposed(), c.nativeExposed())
+		c.ISCSI.check(), c.exposed(), c.nativeExposed(), c.exposedISCSI())
 	if c.NBD.SessionMemory > c.NBD.Memory {
 		errs = append(errs, fmt.Errorf("nbd.session_memory: one session must not have more than nbd.memory"))
 	}
@@ -348,6 +349,29 @@ func (t TLS) check(name string) error {
 		return fmt.Errorf("%s.client_ca needs %s.cert and %s.key", name, name, name)
 	}
 	return nil
+}
+
+func (i ISCSI) check() error {
+	c := i.Chap
+	switch {
+	case i.SessionMemory > i.Memory:
+		return fmt.Errorf("iscsi.session_memory: one session must not have more than iscsi.memory")
+	case (c.User == "") != (c.SecretFile == ""):
+		return fmt.Errorf("iscsi.chap.user and iscsi.chap.secret_file must be given together")
+	case (c.MutualUser == "") != (c.MutualSecretFile == ""):
+		return fmt.Errorf("iscsi.chap.mutual_user and iscsi.chap.mutual_secret_file must be given together")
+	case c.User == "" && c.MutualUser != "":
+		return fmt.Errorf("iscsi.chap.mutual_user needs iscsi.chap.user: only who has proven itself is answered")
+	}
+	return nil
+}
+
+// exposedISCSI is exposed for iSCSI.
+func (c *Config) exposedISCSI() error {
+	if c.Insecure || c.Listen.ISCSI == "" || len(c.ISCSI.Allow) > 0 || c.ISCSI.Chap.User != "" || isLoopback(c.Listen.ISCSI) {
+		return nil
+	}
+	return fmt.Errorf("listen.iscsi: anybody who reaches %s could read and write every volume: set iscsi.allow or iscsi.chap, listen on loopback, or say insecure: true", c.Listen.ISCSI)
 }
 
 // exposed refuses to offer volumes to everybody who reaches the machine. The admin

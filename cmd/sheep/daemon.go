@@ -18,6 +18,7 @@ import (
 	"sheepdog/cluster/state"
 	"sheepdog/conf"
 	"sheepdog/frontends/admin"
+	"sheepdog/frontends/iscsi"
 	"sheepdog/frontends/nbd"
 	"sheepdog/frontends/sheepdog"
 	"sheepdog/storage"
@@ -39,6 +40,7 @@ type daemon struct {
 
 	nbdListeners    []net.Listener
 	nativeListeners []net.Listener
+	iscsiListen     net.Listener // nil: none
 	adminListen     net.Listener
 	peerListen      net.Listener // nil: the node is alone
 
@@ -48,6 +50,7 @@ type daemon struct {
 	volumes *vdi.Service
 	nbd     *nbd.Server
 	native  *sheepdog.Server
+	iscsi   *iscsi.Server // nil: none
 	admin   *admin.Server
 
 	shutdown context.CancelFunc
@@ -90,6 +93,14 @@ func (d *daemon) listen(ctx context.Context) error {
 	}
 	if d.nativeListeners, err = d.listenFor(ctx, "native", d.conf.Listen.Native, d.conf.Native.Unix); err != nil {
 		return err
+	}
+	if a := d.conf.Listen.ISCSI; a != "" {
+		l, err := listenTCP(ctx, "listen.iscsi", a)
+		if err != nil {
+			return err
+		}
+		d.closeLater(l)
+		d.iscsiListen = l
 	}
 	if a := d.conf.Listen.Admin; a != "" {
 		l, err := listenTCP(ctx, "listen.admin", a)
@@ -285,6 +296,9 @@ func (d *daemon) makeFrontends(context.Context) error {
 	if err := d.makeNative(); err != nil {
 		return err
 	}
+	if err := d.makeISCSI(); err != nil {
+		return err
+	}
 	return d.makeAdmin()
 }
 
@@ -320,7 +334,7 @@ func (d *daemon) makeAdmin() (err error) {
 	c := d.conf.Admin
 	a := admin.Config{
 		Volumes: d.volumes, Cluster: membership{d.node}, Disks: d.disks, Node: d.conf.Node.Name, Version: version,
-		Sessions: []admin.SessionSource{nbdSessions{d.nbd}, nativeSessions{d.native}}, Exports: d.exports, Metrics: d.metrics,
+		Sessions: []admin.SessionSource{nbdSessions{d.nbd}, nativeSessions{d.native}, iscsiSessions{d.iscsi}}, Exports: d.exports, Metrics: d.metrics,
 		Plugs: plugs{d}, Scrub: d.scrub, Level: d.level, Shutdown: d.shutdown, Insecure: d.conf.Insecure, Logger: d.log,
 	}
 	if a.TLS, err = serverTLS("admin.tls", c.TLS); err != nil {
@@ -347,6 +361,9 @@ func (d *daemon) run(ctx context.Context) error {
 	for _, l := range d.nativeListeners {
 		g.Go(func() error { return d.native.Serve(ctx, l) })
 	}
+	if d.iscsi != nil {
+		g.Go(func() error { return d.iscsi.Serve(ctx, d.iscsiListen) })
+	}
 	if d.adminListen != nil {
 		g.Go(func() error { return d.admin.Serve(ctx, d.adminListen) })
 	}
@@ -372,7 +389,11 @@ func (d *daemon) drain() {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	var wg sync.WaitGroup
-	for frontend, shutdown := range map[string]func(context.Context) error{"nbd": d.nbd.Shutdown, "native": d.native.Shutdown} {
+	frontends := map[string]func(context.Context) error{"nbd": d.nbd.Shutdown, "native": d.native.Shutdown}
+	if d.iscsi != nil {
+		frontends["iscsi"] = d.iscsi.Shutdown
+	}
+	for frontend, shutdown := range frontends {
 		wg.Go(func() {
 			if err := shutdown(ctx); err != nil {
 				d.log.Warn("clients did not finish in time and were cut off", "frontend", frontend, "timeout", drainTimeout)
@@ -390,6 +411,9 @@ func (d *daemon) announce() {
 	}
 	for _, l := range d.nativeListeners {
 		args = append(args, "native", l.Addr().String())
+	}
+	if d.iscsiListen != nil {
+		args = append(args, "iscsi", d.iscsiListen.Addr().String())
 	}
 	if d.adminListen != nil {
 		args = append(args, "admin", d.adminListen.Addr().String())

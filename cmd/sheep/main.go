@@ -6,7 +6,8 @@
 //	daemon.go     building, running, stopping
 //	listen.go     sockets
 //	security.go   certificates and tokens
-//	volumes.go    what NBD needs of the volumes; native.go: what the native protocol does
+//	volumes.go    what NBD needs of the volumes; native.go: what the native protocol does;
+//	              iscsi.go: what iSCSI needs, shows and counts
 //	cluster.go    what the admin API needs of the cluster
 //	report.go     what the admin API shows of disks and sessions; metrics
 //	notify.go     systemd

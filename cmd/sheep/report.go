@@ -79,6 +79,16 @@ func (d *daemon) exports() []admin.ExportPoint {
 	for _, l := range d.nativeListeners {
 		list = append(list, admin.ExportPoint{Protocol: "sheepdog", URI: d.nativeURI(l.Addr())})
 	}
+	if d.iscsiListen != nil {
+		host := d.reachable(d.iscsiListen.Addr())
+		list = append(list, admin.ExportPoint{Protocol: "iscsi", URI: func(name, tag string) string {
+			target := d.conf.ISCSI.Prefix + ":" + name
+			if tag != "" {
+				target += "." + tag
+			}
+			return "iscsi://" + host + "/" + target + "/0"
+		}})
+	}
 	return list
 }
 
@@ -111,9 +121,10 @@ func (d *daemon) reachable(a net.Addr) string {
 	return net.JoinHostPort(d.conf.Node.Address, fmt.Sprint(t.Port))
 }
 
-// metrics are those of NBD, of the native protocol and of the store; the admin frontend has its own.
+// metrics are those of the protocols and of the store; the admin frontend has its own.
 func (d *daemon) metrics() []admin.Metric {
 	list := append(nbdMetrics(d.nbd.Counters()), nativeMetrics(d.native.Counters())...)
+	list = append(list, iscsiMetrics(d.iscsi)...)
 	if d.store == nil {
 		return list
 	}

@@ -47,6 +47,28 @@ func prefixes(key string, list []string) ([]netip.Prefix, error) {
 	return out, nil
 }
 
+// chapSecret bounds a secret of CHAP, in bytes: shorter ones can be guessed from what goes
+// over the wire (RFC 7143 section 9.2.1 wants 96 bits), longer ones no initiator takes.
+const (
+	minChapSecret = 12
+	maxChapSecret = 255
+)
+
+func readChapSecret(key, file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", key, err)
+	}
+	secret := strings.TrimSpace(string(b))
+	if len(secret) < minChapSecret || len(secret) > maxChapSecret || strings.ContainsAny(secret, " \t\r\n") {
+		return "", fmt.Errorf("%s: %s must have one word of %d to %d letters: try openssl rand -hex 8", key, file, minChapSecret, maxChapSecret)
+	}
+	return secret, nil
+}
+
 // minToken is the shortest token that is worth its name, in bytes.
 const minToken = 16
 
