@@ -55,7 +55,7 @@ test: tools check race sim integration ## install tools, then every check and te
 race: ## the Go packages' own tests, under the race detector
 	go test -race -timeout 15m $(UNIT)
 
-integration: build ## end to end: bin/sheep and bin/dog against real NBD clients, crashes and faults
+integration: build ## end to end: bin/sheep and bin/dog against real NBD and iSCSI clients, crashes and faults
 	SHEEP_BIN=$(CURDIR)/bin go test -count=1 -timeout 12m ./integration/...
 
 fuzz: ## every fuzz test in turn, FUZZTIME (default 20s) each

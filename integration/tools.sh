@@ -8,6 +8,7 @@ packages=(
 	libnbd-bin python3 python3-libnbd  # nbdinfo, nbdcopy, nbdfuse, nbdsh
 	nbd-client                         # nbd-client -l
 	qemu-utils                         # qemu-img, qemu-io, qemu-nbd
+	qemu-block-extra libiscsi-bin      # iscsi:// in QEMU; iscsi-ls, iscsi-inq, iscsi-test-cu
 	nbdkit fio                         # the peers' benchmark, fio's NBD engine
 	e2fsprogs util-linux mount         # mkfs.ext4, e2fsck, loop devices
 	tgt libiscsi-bin qemu-block-extra  # tgtd over the native protocol, libiscsi's tests
@@ -48,6 +49,8 @@ have nbdsh nbdsh -c 'print("libnbd " + h.get_version())'
 have nbdfuse nbdfuse --version
 have nbd-client nbd-client --version
 have qemu-img qemu-img --version
+have iscsi-ls iscsi-ls --help
+have iscsi-test-cu iscsi-test-cu --help
 have qemu-system-x86_64 qemu-system-x86_64 --version
 have nbdkit nbdkit --version
 have fio fio --version

@@ -146,7 +146,7 @@ func (f *Flock) node(network, number int) *Sheep {
 	f.t.Helper()
 	name := "n" + strconv.Itoa(number)
 	s := &Sheep{
-		t: f.t, NBDPort: 10809, AdminPort: 7003, NativePort: 7000, address: fmt.Sprintf("127.0.%d.%d", network, number),
+		t: f.t, NBDPort: 10809, AdminPort: 7003, NativePort: 7000, ISCSIPort: 3260, address: fmt.Sprintf("127.0.%d.%d", network, number),
 		Disks:  []string{filepath.Join(f.dir, name)},
 		config: filepath.Join(f.dir, name+".yaml"), logPath: filepath.Join(f.dir, name+".log"),
 	}

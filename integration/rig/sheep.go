@@ -40,6 +40,7 @@ type Sheep struct {
 	NBDPort    int
 	NativePort int
 	AdminPort  int
+	ISCSIPort  int
 	Unix       string // path of its NBD socket
 	NativeUnix string // path of its socket for the native protocol
 
@@ -84,8 +85,8 @@ func New(t testing.TB, o Options) *Sheep {
 	}
 	t.Cleanup(func() { os.RemoveAll(sockets) })
 	s.Unix, s.NativeUnix = filepath.Join(sockets, "nbd.sock"), filepath.Join(sockets, "native.sock")
-	ports := freePorts(t, 5)
-	s.NBDPort, s.AdminPort, s.NativePort = ports[0], ports[1], ports[4]
+	ports := freePorts(t, 6)
+	s.NBDPort, s.AdminPort, s.NativePort, s.ISCSIPort = ports[0], ports[1], ports[4], ports[5]
 	text := fmt.Sprintf(`node:
   name: n1
   address: %s
@@ -93,6 +94,7 @@ func New(t testing.TB, o Options) *Sheep {
 listen:
   nbd: "%[1]s:%[3]d"
   admin: "%[1]s:%[4]d"
+  iscsi: "%[1]s:%[12]d"
   peer: "%[1]s:%[8]d"
   gossip: "%[1]s:%[9]d"
   native: "%[1]s:%[10]d"
@@ -102,7 +104,7 @@ nbd:
   unix: %[5]s
 %[6]slog:
   level: debug
-%[7]s`, Address, strings.Join(s.Disks, ", "), s.NBDPort, s.AdminPort, s.Unix, o.NBD, o.Config, ports[2], ports[3], ports[4], s.NativeUnix)
+%[7]s`, Address, strings.Join(s.Disks, ", "), s.NBDPort, s.AdminPort, s.Unix, o.NBD, o.Config, ports[2], ports[3], ports[4], s.NativeUnix, ports[5])
 	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -283,6 +285,14 @@ func (s *Sheep) host() string {
 
 // Native is the daemon's address of the native protocol, HOST:PORT.
 func (s *Sheep) Native() string { return net.JoinHostPort(s.host(), strconv.Itoa(s.NativePort)) }
+
+// ISCSI is the URL of a VDI for libiscsi and QEMU, or with NAME.TAG of a snapshot.
+func (s *Sheep) ISCSI(name string) string {
+	return fmt.Sprintf("iscsi://%s:%d/%s:%s/0", s.host(), s.ISCSIPort, IQN, name)
+}
+
+// IQN begins the names of targets.
+const IQN = "iqn.2026-11.io.sheepdog"
 
 // URI is the NBD URI of an export.
 func (s *Sheep) URI(export string) string { return "nbd://" + s.NBD() + "/" + export }
