@@ -83,6 +83,7 @@ demo: build tools ## three sheep on this machine, an ext4 image on volume vm1, o
 	@integration/demo.sh
 
 soak: build tools ## the crash and fault tests for longer: hundreds of kill -9 (ROUNDS=300), power cuts everywhere (SEEDS=10)
+	go test -count=1 -timeout 2h -v -run 'Simulation' ./cluster/internal/sim -sim.n $(or $(SIM),10000)
 	SOAK_ROUNDS=$(or $(SEEDS),10) go test -count=1 -timeout 3h -run 'Crash|Model|Races' ./storage
 	SHEEP_BIN=$(CURDIR)/bin SOAK_ROUNDS=$(or $(ROUNDS),300) go test -count=1 -v -timeout 3h -run 'Crash|Connects|Flock' ./integration
 

@@ -42,7 +42,6 @@ type session struct {
 	begun      bool // it owns the volume, and those before it know
 	over       bool
 	underway   int
-	acked      []*access // and not flushed
 }
 
 // access is one request of a client.
@@ -260,8 +259,8 @@ func (s *session) beat() {
 }
 
 func (s *session) flush() {
-	w, covers, l := s.v.w, s.acked, s.l
-	s.acked = nil
+	w, covers, l := s.v.w, s.l.acked[s.v], s.l
+	delete(l.acked, s.v)
 	w.flushes++
 	flush := w.flushes
 	if w.tracing {
@@ -345,6 +344,7 @@ func (a *access) done() {
 	s, w := a.s, a.s.v.w
 	s.underway--
 	a.ended = true
+	w.longest = max(w.longest, w.now()-a.at)
 	p := int(a.Partition)
 	if a.Op == object.OpRead && errors.Is(a.Err, object.ErrNotFound) {
 		clear(a.Data)
@@ -369,7 +369,7 @@ func (a *access) done() {
 		w.history.read(w, a)
 	default:
 		w.history.end(w.now(), a)
-		if s.acked = append(s.acked, a); a.Flags&object.FlagFUA != 0 {
+		if s.l.acked[s.v] = append(s.l.acked[s.v], a); a.Flags&object.FlagFUA != 0 {
 			w.history.flushed(w, []*access{a})
 		}
 	}

@@ -58,6 +58,7 @@ func (w *world) decideCatalog(c catalog.Command) (catalog.Result, error) {
 
 func (w *world) append(machine string, command []byte) {
 	w.log = append(w.log, [2]string{machine, string(command)})
+	w.views = append(w.views, w.oracle.View())
 	for _, n := range w.nodes {
 		if n.life != nil {
 			n.life.follow()

@@ -236,7 +236,8 @@ var mutations = []struct {
 	within   int
 }{
 	{ackEarly, 10}, {wrongSource, 10}, {skipGeneration, 10},
-	{skipSettle, 100}, {ignoreLease, 100}, {forgetDrain, 300}, {trustMarks, 100}, {trustFlushes, 300}, {skipEpoch, 300}, {takeUndecided, 2000},
+	{skipSettle, 100}, {ignoreLease, 100}, {forgetDrain, 300}, {trustFlushes, 100}, {skipEpoch, 300},
+	{trustMarks, 4000}, {takeUndecided, 4000},
 }
 
 // mutate makes the mistakes that are made on the way; true: the call is dealt with.

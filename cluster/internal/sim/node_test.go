@@ -68,6 +68,7 @@ type life struct {
 	conns     map[connection]uint64 // numbers of connections to others
 	heard     map[connection]uint64 // newest connections of others
 	pending   map[int]func()        // ends of what is under way, for the process dies
+	acked     map[*volume][]*access // and not flushed
 	last      int                   // key in pending
 }
 
@@ -105,7 +106,7 @@ func (n *node) start() {
 	n.serial++
 	l := &life{
 		n: n, serial: n.serial, ended: make(chan struct{}), machine: state.New(), catalog: catalog.New(), view: &state.View{}, seen: &state.View{},
-		fence: map[object.VID]uint64{}, links: map[state.NodeID]*link{}, conns: map[connection]uint64{}, heard: map[connection]uint64{}, pending: map[int]func(){},
+		fence: map[object.VID]uint64{}, links: map[state.NodeID]*link{}, conns: map[connection]uint64{}, heard: map[connection]uint64{}, pending: map[int]func(){}, acked: map[*volume][]*access{},
 	}
 	n.life, n.hung, n.dark, n.asleep = l, false, false, nil
 	if !n.gateway {
@@ -326,11 +327,15 @@ func (l *life) catchUp() {
 	for ; l.applied < upTo; l.applied++ {
 		if c := w.log[l.applied]; c[0] == machineCatalog {
 			l.catalog.Apply([]byte(c[1]))
-		} else {
+		} else if !w.shared {
 			l.machine.Apply([]byte(c[1]))
 		}
 	}
-	l.view, l.seen = l.machine.View(), l.machine.View()
+	l.view = l.machine.View()
+	if w.shared {
+		l.view = w.views[l.applied-1]
+	}
+	l.seen = l.view
 	if w.broken != trustFlushes {
 		l.view = w.distort(l.view)
 	}

@@ -18,7 +18,7 @@ import (
 
 var (
 	simSeed  = flag.Uint64("sim.seed", 0, "run this seed alone, and tell what happens")
-	simSeeds = flag.Int("sim.n", 20, "how many seeds to run; from 500 on also the mistakes that are hard to notice")
+	simSeeds = flag.Int("sim.n", 20, "how many seeds to run; from 500 on also what takes long")
 	simChild = flag.String("sim.child", "", "what a process that runs seeds shall do, in JSON; set by the test itself")
 )
 
@@ -176,8 +176,8 @@ func TestStoryIsTheSame(t *testing.T) {
 func TestSimulationNotices(t *testing.T) {
 	for _, m := range mutations {
 		t.Run(strings.ReplaceAll(string(m.mutation), " ", "-"), func(t *testing.T) {
-			if m.within > 10 && *simSeeds < 500 {
-				t.Skip("it takes many seeds: make sim does it")
+			if m.within > 10 && *simSeeds < 500 || m.within > 1000 && *simSeeds < 10_000 {
+				t.Skip("it takes many seeds: make sim or make soak does it")
 			}
 			t.Parallel()
 			o := task{First: 1, Step: 1, Count: m.within, Broken: m.mutation}.perform(t)

@@ -58,7 +58,8 @@ type world struct {
 	noted []func() // by production code, on any goroutine
 
 	nodes   []*node
-	log     [][2]string // machine and command
+	log     [][2]string   // machine and command
+	views   []*state.View // after each of them
 	oracle  *state.Machine
 	catalog *catalog.Machine
 	leader  leader
@@ -75,6 +76,7 @@ type world struct {
 	history  history
 	previous history // before partitions were begun again
 	ops      int
+	longest  time.Duration // of a request
 	flushes  int
 	seen     map[string]int // what has happened, and how often
 
@@ -95,6 +97,7 @@ type setup struct {
 	depth      int    // requests of a client at a time
 	trouble    time.Duration
 	harsh      bool // power may fail everywhere
+	shared     bool // the nodes do not compute the same state once more each
 }
 
 type event struct {
