@@ -120,7 +120,7 @@ func (s *session) writeInode(o *op) Volume {
 		if len(entries) == 4 && off == from && wire.Entry(entries, 0) == 0 {
 			return s.clearEntry(o, h, first)
 		}
-		if off == from && allZero(entries) {
+		if off == from && s.requests == 1 && allZero(entries) {
 			s.clearing = true
 		}
 	}

@@ -31,7 +31,7 @@ type session struct {
 
 	// The reader's.
 	requests int    // so far
-	clearing bool   // it has cleared a part of a map: see clearEntry
+	clearing bool   // it began with clearing a part of a map: see clearEntry
 	kicked   Volume // that requests were submitted to since the last kick; nil: none
 
 	used atomic.Bool // it has sent a request
