@@ -16,10 +16,10 @@ import (
 const (
 	// paceShare is how many objects are under way in the mean when there are clients, of at
 	// most paceMost; paceShareLast and paceMostLast if something has a single copy left.
-	paceShare     = 1
-	paceMost      = 2
-	paceShareLast = 2
-	paceMostLast  = 4
+	paceShare     = 0.5
+	paceMost      = 1
+	paceShareLast = 1
+	paceMostLast  = 2
 	// paceIdle is how long after the last request clients count as gone.
 	paceIdle = replica.Time(300 * time.Millisecond)
 	// paceSaved bounds the time that is saved up while nothing was to be brought.
@@ -45,11 +45,11 @@ func (p *pace) tick(now replica.Time, clients uint64) {
 	if clients != p.seen {
 		p.seen, p.active = clients, now
 	}
-	share := time.Duration(paceShare)
+	share := paceShare
 	if p.last {
 		share = paceShareLast
 	}
-	p.credit = min(p.credit+time.Duration(now-p.at)*share, paceSaved)
+	p.credit = min(p.credit+time.Duration(float64(now-p.at)*share), paceSaved)
 	p.at = now
 }
 

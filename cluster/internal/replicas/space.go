@@ -24,6 +24,9 @@ type spaces struct {
 // spaceEvery is how often the others are asked.
 const spaceEvery = replica.Time(time.Second)
 
+// maxSpace bounds an answer, in bytes: room for it is kept from clients' changes.
+const maxSpace = 4 + 3*state.MaxPartitions
+
 // tick asks all, if it is time.
 func (s *spaces) tick(r *Replicas) {
 	now := r.now()
@@ -54,7 +57,7 @@ func (s *spaces) ask(r *Replicas, to replica.Peer) {
 	s.busy[to] = true
 	s.mu.Unlock()
 	q := question{route: route{to: to.Incarnation}}
-	c := &peer.Call{Class: peer.Commit, Op: opSpace, Head: q.append(nil), Want: peer.MaxData, Deadline: r.deadline()}
+	c := &peer.Call{Class: peer.Commit, Op: opSpace, Head: q.append(nil), Want: maxSpace, Deadline: r.deadline()}
 	c.Done = func(c *peer.Call) {
 		tight, failed, err := decodeSpace(c.ReplyData)
 		if c.Err == nil && err == nil {
@@ -90,6 +93,9 @@ func (in *incoming) space() error {
 	}
 	var tight, failed []object.Group
 	for _, p := range in.r.all() {
+		if len(failed) == state.MaxPartitions {
+			break
+		}
 		if in.r.cfg.Store.Tight(p.group) {
 			tight = append(tight, p.group)
 		}
@@ -97,6 +103,7 @@ func (in *incoming) space() error {
 			failed = append(failed, p.group)
 		}
 	}
+	tight = tight[:min(len(tight), state.MaxPartitions-len(failed))]
 	in.req.ReplyData = appendGroups(appendGroups(le.AppendUint32(in.req.ReplyData[:0], uint32(len(tight))), tight), failed)
 	in.req.Reply(nil)
 	return nil
