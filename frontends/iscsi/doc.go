@@ -10,7 +10,7 @@
 // A write that was answered is seen by every session; SYNCHRONIZE CACHE covers what was answered
 // to any session of this gateway before. A command whose data did not arrive in full is never
 // carried out. A command that was aborted has ended, one way or the other, when the answer to the
-// task management request is sent: nothing of it lands later. COMPARE AND WRITE is atomic against
+// task management request is sent: nothing of it lands later. Resets concern the sessions of this gateway. COMPARE AND WRITE is atomic against
 // all who use the volume, through whatever gateway and protocol. Reservations are in the cluster's
 // catalog: they hold at every gateway, and outlive any.
 //

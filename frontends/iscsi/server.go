@@ -380,6 +380,7 @@ func (s *Server) keep() {
 		s.mu.Unlock()
 		for _, u := range units {
 			u.update(s.cfg.Volumes.Changes())
+			u.tellPaths()
 		}
 		s.eachSession(s.checkAlive)
 	}

@@ -25,6 +25,7 @@ type unit struct {
 	mu       sync.Mutex
 	members  map[*session]*attentions
 	modes    scsi.Modes
+	told     []scsi.Group // as the initiators know them
 	size     int64
 	id       [8]byte
 	revision uint64
@@ -45,6 +46,7 @@ func newUnit(s *Server, d Disk, target string) *unit {
 	u := &unit{server: s, name: d.Name, tag: d.Tag, target: target, members: map[*session]*attentions{}, size: d.Size, id: d.ID}
 	u.reserved.Store(new(scsi.Reservations))
 	u.rebuild(d)
+	u.told = u.view().Groups
 	return u
 }
 
@@ -153,15 +155,24 @@ func (u *unit) update(now uint64) {
 		}
 		u.reopen()
 	}
-	before := u.view()
 	u.rebuild(d)
-	if now := u.view(); u.valid.Load() && !sameGroups(before.Groups, now.Groups) {
+	u.seen.Store(now)
+	u.valid.Store(true)
+}
+
+// tellPaths tells of states of target port groups that have changed since they were last told
+// of. Upkeep calls it: initiators that write through two gateways in turn change who owns the volume with each
+// write, and shall not hear of it more often than they could do something about it.
+func (u *unit) tellPaths() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now := u.view().Groups
+	if u.told != nil && !sameGroups(u.told, now) {
 		for s := range u.members {
 			u.tell(s, scsi.AccessStateChanged)
 		}
 	}
-	u.seen.Store(now)
-	u.valid.Store(true)
+	u.told = now
 }
 
 func sameGroups(a, b []scsi.Group) bool {
