@@ -288,6 +288,7 @@ func (s *session) request() {
 	w := s.v.w
 	w.ops++
 	s.underway++
+	s.l.underway++
 	a := &access{s: s, op: w.ops, at: w.now()}
 	a.Volume, a.Policy, a.SizeShift, a.Generation = s.v.ref.VID, policy, sizeShift, s.generation
 	a.Op = object.OpWrite
@@ -343,6 +344,7 @@ func (s *session) request() {
 func (a *access) done() {
 	s, w := a.s, a.s.v.w
 	s.underway--
+	s.l.underway--
 	a.ended = true
 	w.longest = max(w.longest, w.now()-a.at)
 	p := int(a.Partition)

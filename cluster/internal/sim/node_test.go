@@ -69,6 +69,7 @@ type life struct {
 	heard     map[connection]uint64 // newest connections of others
 	pending   map[int]func()        // ends of what is under way, for the process dies
 	acked     map[*volume][]*access // and not flushed
+	underway  int                   // requests of all its sessions
 	last      int                   // key in pending
 }
 

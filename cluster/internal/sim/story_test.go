@@ -226,12 +226,7 @@ func (w *world) peace() {
 
 // idle reports whether no client waits for anything.
 func (w *world) idle() bool {
-	for _, v := range w.volumes {
-		if s := v.current; !s.l.over && s.underway > 0 {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(w.nodes, func(n *node) bool { return n.life != nil && !n.life.over && n.life.underway > 0 })
 }
 
 // converged reports whether every partition is held by its targets, and served.
