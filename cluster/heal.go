@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"sheepdog/cluster/internal/replicas"
+	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
 )
 
@@ -39,4 +41,29 @@ func (n *Node) primary(g object.Group) string {
 		return ""
 	}
 	return nameOf(v, p.Partitions[g.Partition].Primary())
+}
+
+// OnlyHere counts the groups that nobody but this node has.
+func (n *Node) OnlyHere(groups []object.Group) int {
+	return n.count(groups, func(p *state.Partition, self state.NodeID) bool {
+		return slices.Contains(p.ISR, self) && len(p.ISR) == 1 || slices.Contains(p.Waiting, self)
+	})
+}
+
+// Holding counts the groups that this node is in sync with, or shall be: those it has let go
+// of are learned anew, in another place.
+func (n *Node) Holding(groups []object.Group) int {
+	return n.count(groups, func(p *state.Partition, self state.NodeID) bool {
+		return slices.Contains(p.ISR, self) || slices.Contains(p.Waiting, self) || slices.Contains(p.Learners, self)
+	})
+}
+
+func (n *Node) count(groups []object.Group, is func(*state.Partition, state.NodeID) bool) (count int) {
+	v, self := n.state.View(), state.NodeID(n.self.Load())
+	for _, g := range groups {
+		if p := v.Policy(g.Policy); p != nil && int(g.Partition) < len(p.Partitions) && is(&p.Partitions[g.Partition], self) {
+			count++
+		}
+	}
+	return count
 }

@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -134,10 +135,11 @@ func awaitMember(t *testing.T, f *rig.Flock, asked *rig.Sheep, name string, is f
 // endLimit bounds how long a daemon may take to stop.
 const endLimit = 45 * time.Second
 
-// A disk that is added to a node under load gives that node a larger share, holds some of it, and is there after a
-// restart.
+// A disk that is added to a node under load gives that node a larger share, and holds some of it. Then it is taken out
+// again, and all that it had is made anew on the other one, without anything being missed after a restart.
 func TestFlockPlugsDisk(t *testing.T) {
 	f := rig.NewFlock(t, 3, 2)
+	spread(t, f.Nodes[2], 128)
 	h := newHerder(t, f, "v")
 	h.start(f.Nodes[0])
 	time.Sleep(time.Second)
@@ -159,14 +161,22 @@ func TestFlockPlugsDisk(t *testing.T) {
 	if r := n2.DogRun("node", "md", "plug", dir); r.Code != 1 {
 		t.Errorf("a disk is added twice: status %d", r.Code)
 	}
-	if r := f.Nodes[0].DogRun("node", "md", "unplug", dir, "--node", "n2"); r.Code != 1 || !strings.Contains(r.Stderr, "drain") {
-		t.Errorf("a disk is taken out: status %d, %s", r.Code, r.Stderr)
+	if r := n2.DogRun("node", "md", "unplug", n2.Disks[0]); r.Code != 1 || !strings.Contains(r.Stderr, "state_dir") {
+		t.Errorf("the disk with the node's state is taken out: status %d, %s", r.Code, r.Stderr)
+	}
+	h.stall()
+	f.Nodes[0].Dog("node", "md", "unplug", dir, "--node", "n2")
+	f.WaitWhole(wholeLimit)
+	reportStall(t, h, "the disk is taken out again", stallLimit)
+	n2.DropDisk(dir)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
 	}
 	n2.Stop()
 	f.Back(wholeLimit, 1)
 	h.end()
 	f.Nodes[0].DogJSON(&disks, "node", "md", "info", "--node", "n2")
-	if len(disks) != 2 || disks[1].Objects == 0 {
+	if len(disks) != 1 || disks[0].Objects == 0 {
 		t.Errorf("after a restart the disks of n2 are %+v", disks)
 	}
 	for _, s := range f.Nodes {
@@ -212,4 +222,22 @@ func TestFlockBearsItsOperators(t *testing.T) {
 		h.verify(f.Nodes[i], false)
 	}
 	f.Nodes[3].Dog("cluster", "check")
+}
+
+// spread makes a volume with so many objects, a block in each.
+func spread(t *testing.T, s *rig.Sheep, objects int) {
+	t.Helper()
+	s.Dog("vdi", "create", "spread", fmt.Sprint(objects<<22))
+	conn := s.Dial("spread")
+	defer conn.Close()
+	block := make([]byte, blockSize)
+	for i := range objects {
+		content(block, uint64(i), 1)
+		if err := conn.Write(block, uint64(i)<<22, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -57,6 +57,7 @@ type drive struct {
 
 	started bool // its log was replayed; never changes after Open
 	failure atomic.Pointer[error]
+	retired atomic.Bool // it works, and is to be taken out: see Store.Retire
 	stop    chan struct{}
 	wg      sync.WaitGroup
 }

@@ -9,8 +9,8 @@ import (
 	"sheepdog/storage/object"
 )
 
-// Failed reports whether the disk of a group is out of service.
-func (s *Store) Failed(g object.Group) bool { return s.routes.find(g).failed() != nil }
+// Failed reports whether the disk of a group is out of service, or is to be taken out.
+func (s *Store) Failed(g object.Group) bool { return s.routes.find(g).leaves() }
 
 // Abandon gives a group, whose disk is out of service, a place on another disk, where it has
 // nothing. It reports whether it did. The caller knows that the content is elsewhere.
@@ -18,7 +18,7 @@ func (s *Store) Abandon(g object.Group) bool { return s.routes.move(g) }
 
 // move gives a group of a disk that is out of service a place on one that is not.
 func (t *routes) move(g object.Group) bool {
-	if t.find(g).failed() == nil {
+	if !t.find(g).leaves() {
 		return false
 	}
 	t.mu.Lock()
@@ -26,7 +26,7 @@ func (t *routes) move(g object.Group) bool {
 	l := t.lineup.Load()
 	var working []*drive
 	for _, d := range l.drives {
-		if d.failed() == nil {
+		if !d.leaves() {
 			working = append(working, d)
 		}
 	}

@@ -73,9 +73,37 @@ func (t *routes) place(g object.Group) *drive {
 	if i := p[g.Partition].Load(); i != 0 && l.slots[i-1] != nil {
 		return l.slots[i-1]
 	}
-	best := rendezvous(g, l.drives)
-	p[g.Partition].Store(uint32(slices.Index(l.slots, l.drives[best]) + 1))
-	return l.drives[best]
+	drives := l.drives
+	if slices.ContainsFunc(drives, (*drive).leaves) {
+		if stay := slices.DeleteFunc(slices.Clone(drives), (*drive).leaves); len(stay) > 0 {
+			drives = stay
+		}
+	}
+	d := drives[rendezvous(g, drives)]
+	p[g.Partition].Store(uint32(slices.Index(l.slots, d) + 1))
+	return d
+}
+
+// on lists the groups that live on a drive.
+func (t *routes) on(d *drive) (list []object.Group) {
+	slot := uint32(slices.Index(t.lineup.Load().slots, d) + 1)
+	for policy := range t.pages {
+		p := t.pages[policy].Load()
+		for i := 0; p != nil && i < len(p); i++ {
+			if p[i].Load() == slot {
+				list = append(list, object.Group{Policy: object.PolicyID(policy), Partition: object.Partition(i)})
+			}
+		}
+	}
+	return list
+}
+
+// drop takes a drive out of the lineup. What still is said to live there lives nowhere.
+func (t *routes) drop(d *drive) {
+	l := t.lineup.Load()
+	next := &lineup{slots: slices.Clone(l.slots), drives: slices.DeleteFunc(slices.Clone(l.drives), func(o *drive) bool { return o == d })}
+	next.slots[slices.Index(l.slots, d)] = nil
+	t.lineup.Store(next)
 }
 
 // page is a policy's, made when first needed. mu is held.

@@ -147,3 +147,62 @@ func TestPlugRefuses(t *testing.T) {
 	r.mustOpen()
 	r.verify(closed)
 }
+
+// A disk that was retired gives its groups away one by one, and is closed then: its directory is free, what
+// other disks have is there, and what it had is nowhere.
+func TestUnplug(t *testing.T) {
+	for seed := range uint64(rounds(4)) {
+		r := newRig(t, seed, 2)
+		r.mustOpen()
+		r.work(40)
+		s := r.store
+		id := s.Status().Disks[0].ID
+		if err := s.Unplug(id); !errors.Is(err, object.ErrInvalid) {
+			t.Errorf("a disk in use is taken out: %v", err)
+		}
+		if err := s.Retire("ghost", true); !errors.Is(err, object.ErrNotFound) {
+			t.Errorf("a disk that is not there is retired: %v", err)
+		}
+		if err := s.Retire(id, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Retire(s.Status().Disks[1].ID, true); !errors.Is(err, object.ErrInvalid) {
+			t.Errorf("the last disk is retired: %v", err)
+		}
+		r.work(10) // it still works
+		held, err := s.Held(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone := map[object.Group]bool{}
+		for _, g := range held {
+			gone[g] = true
+			if !s.Failed(g) || !s.Abandon(g) || s.Failed(g) {
+				t.Errorf("seed %d: group %s does not leave the disk", seed, g)
+			}
+		}
+		if held, _ = s.Held(id); len(held) > 0 {
+			t.Errorf("seed %d: %v are left on the disk", seed, held)
+		}
+		for _, o := range r.model.objects {
+			if gone[o.key.Group] {
+				if _, err := s.Stat(t.Context(), o.key); !errors.Is(err, object.ErrNotFound) {
+					t.Errorf("seed %d: %s is there after its group has left the disk: %v", seed, o.key, err)
+				}
+			}
+		}
+		if err := s.Unplug(id); err != nil {
+			t.Errorf("seed %d: unplug: %v", seed, err)
+		}
+		if n := len(s.Status().Disks); n != 1 {
+			t.Errorf("seed %d: %d disks are left", seed, n)
+		}
+		lock, err := r.disks[0].Lock()
+		if err != nil {
+			t.Errorf("seed %d: the disk is still locked: %v", seed, err)
+		} else {
+			lock.Close()
+		}
+		r.mustClose()
+	}
+}

@@ -210,7 +210,7 @@ func (a *app) diskUnplug() *cobra.Command {
 	var node string
 	c := &cobra.Command{
 		Use: "unplug DISK", Short: "Take a disk out of a node while it runs",
-		Long: "Take a disk, named by its directory or its id, out of a node. What it held is made anew from\nother nodes; it is refused while the node alone has some of it. Remove the directory from\nnode.disks of the node's configuration, too.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
+		Long: "Take a disk, named by its directory or its id, out of a node. What it held is made anew from\nother nodes, on the other disks; it is refused while the node alone has some of it. Remove the directory from\nnode.disks of the node's configuration, too.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			d, err := a.api.Unplug(a.ctx, node, args[0])
 			if err != nil {

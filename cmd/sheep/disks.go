@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"sheepdog/frontends/admin"
 	"sheepdog/frontends/admin/api"
@@ -64,18 +66,77 @@ func (p plugs) Plug(ctx context.Context, path string) (api.Disk, error) {
 	return d, nil
 }
 
-// Unplug implements admin.Plugs: what a disk holds is other nodes' to make anew, and the node
-// must not count as one that has it meanwhile, so it is done by draining the node.
-func (p plugs) Unplug(_ context.Context, name string) (api.Disk, error) {
-	if p.store != nil {
-		for _, s := range p.store.Status().Disks {
-			if s.ID == name || s.Dir == name {
-				return api.Disk{}, &api.Error{
-					Kind: api.KindUnsupported, Message: fmt.Sprintf("disk %s cannot be taken out while the node runs", s.Dir),
-					Hint: fmt.Sprintf(`"dog node drain %s --wait", stop the node, take the disk out of node.disks, start the node, "dog node undrain %[1]s"`, p.conf.Node.Name),
-				}
-			}
+// Unplug implements admin.Plugs. The disk works until other nodes have what it has, or this
+// one has it on another disk; nothing that only this node has is put at risk.
+func (p plugs) Unplug(ctx context.Context, name string) (api.Disk, error) {
+	disk, err := p.diskNamed(name)
+	if err != nil {
+		return disk, err
+	}
+	if rel, err := filepath.Rel(disk.Path, p.conf.Node.StateDir); err == nil && !strings.HasPrefix(rel, "..") {
+		return disk, &api.Error{
+			Kind: api.KindBusy, Message: fmt.Sprintf("take out disk %s: node.state_dir, %s, is on it", disk.Path, p.conf.Node.StateDir),
+			Hint: "stop the node, move that directory, set node.state_dir to its new place, and start the node again",
+		}
+	}
+	held, err := p.store.Held(disk.ID)
+	if err != nil {
+		return disk, err
+	}
+	if n := p.node.OnlyHere(held); n > 0 {
+		return disk, &api.Error{
+			Kind: api.KindBusy, Message: fmt.Sprintf("take out disk %s: this node alone has %d of the partitions on it", disk.Path, n),
+			Hint: `wait until others have them, see "dog node recovery", or drain the node, stop it, take the disk out of node.disks, and start it again`,
+		}
+	}
+	if err := p.store.Retire(disk.ID, true); err != nil {
+		return disk, err
+	}
+	if err := p.emptied(ctx, disk.ID); err != nil {
+		return disk, errors.Join(&api.Error{Kind: api.KindBusy, Message: fmt.Sprintf("take out disk %s: the node still counts as one that has what is on it: %v", disk.Path, err), Hint: "try again"},
+			p.store.Retire(disk.ID, false))
+	}
+	if err := p.store.Unplug(disk.ID); err != nil {
+		p.log.Warn("a disk that was taken out could not be closed properly", "disk", disk.Path, "err", err)
+	}
+	if err := p.node.SetDisks(ctx, p.weights()); err != nil {
+		return disk, fmt.Errorf("disk %s is out, but the cluster does not know that yet: take it out of node.disks, which tells it at the next start: %w", disk.Path, operation(err))
+	}
+	return disk, nil
+}
+
+func (p plugs) diskNamed(name string) (api.Disk, error) {
+	for _, d := range p.disks() {
+		if d.ID == name || d.Path == name {
+			return d, nil
 		}
 	}
 	return api.Disk{}, &api.Error{Kind: api.KindNotFound, Message: fmt.Sprintf("there is no disk %s", name), Hint: `"dog node md info" shows the disks`}
+}
+
+const (
+	// emptiedTimeout bounds how long a disk waits for others to have what is on it.
+	emptiedTimeout = 40 * time.Second
+	emptiedEvery   = 100 * time.Millisecond
+)
+
+// emptied waits until this node counts as having nothing of what lives on a disk.
+func (p plugs) emptied(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, emptiedTimeout)
+	defer cancel()
+	for {
+		held, err := p.store.Held(id)
+		if err != nil {
+			return err
+		}
+		n := p.node.Holding(held)
+		if n == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d partitions: %w", n, ctx.Err())
+		case <-time.After(emptiedEvery):
+		}
+	}
 }

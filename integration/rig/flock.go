@@ -117,16 +117,27 @@ func (s *Sheep) PlugDisk() string {
 		s.t.Fatal(err)
 	}
 	s.Dog("node", "md", "plug", dir)
+	s.setDisks(append(slices.Clone(s.Disks), dir))
+	return dir
+}
+
+// DropDisk takes a disk out of the configuration of a daemon, for its next start.
+func (s *Sheep) DropDisk(dir string) {
+	s.setDisks(slices.DeleteFunc(slices.Clone(s.Disks), func(d string) bool { return d == dir }))
+}
+
+// setDisks changes the disks in the configuration.
+func (s *Sheep) setDisks(disks []string) {
+	s.t.Helper()
 	b, err := os.ReadFile(s.config)
 	if err == nil {
 		old := "disks: [" + strings.Join(s.Disks, ", ") + "]"
-		s.Disks = append(s.Disks, dir)
-		err = os.WriteFile(s.config, []byte(strings.Replace(string(b), old, "disks: ["+strings.Join(s.Disks, ", ")+"]", 1)), 0o644)
+		err = os.WriteFile(s.config, []byte(strings.Replace(string(b), old, "disks: ["+strings.Join(disks, ", ")+"]", 1)), 0o644)
 	}
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return dir
+	s.Disks = disks
 }
 
 // Partition is who holds a partition, as the cluster shows it.
