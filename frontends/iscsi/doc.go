@@ -12,7 +12,8 @@
 // carried out. A command that was aborted has ended, one way or the other, when the answer to the
 // task management request is sent: nothing of it lands later. Resets concern the sessions of this gateway. COMPARE AND WRITE is atomic against
 // all who use the volume, through whatever gateway and protocol. Reservations are in the cluster's
-// catalog: they hold at every gateway, and outlive any.
+// catalog, and outlive any gateway: a write that they forbid is not carried out by any; a read may be, by a
+// gateway that has not heard yet.
 //
 // # Memory
 //
