@@ -134,6 +134,7 @@ func (w *world) lead(term int) {
 	for i, s := range waiting {
 		announcements[i] = s.Announcement
 	}
+	began := cpu()
 	d := w.leader.steward.Step(time.Now(), v, l.facts.Of(time.Now(), v), announcements)
 	for _, n := range d.Notes {
 		w.logf("leader: %s %s: %s", n.Node, n.What, n.Reason)
@@ -144,6 +145,10 @@ func (w *world) lead(term int) {
 			w.announced(c.AnnounceAll, r, waiting)
 		}
 	}
+	took := cpu() - began
+	w.costs.steps++
+	w.costs.cpu += took
+	w.costs.worst = max(w.costs.worst, took)
 }
 
 // probe notes who is there: who answers, and whose process is gone.

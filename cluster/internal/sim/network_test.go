@@ -35,15 +35,13 @@ type link struct {
 
 // peer is Config.Peer of replicas.
 func (l *life) peer(id state.NodeID) replicas.Peer {
-	for _, n := range l.n.w.nodes {
-		if n.id == id && n != l.n {
-			if l.links[id] == nil {
-				l.links[id] = &link{l, n}
-			}
-			return l.links[id]
-		}
+	if id == 0 || int(id) > len(l.n.w.nodes) || id == l.n.id {
+		return nil
 	}
-	return nil
+	if l.links[id] == nil {
+		l.links[id] = &link{l, l.n.w.nodes[id-1]}
+	}
+	return l.links[id]
 }
 
 // Kick implements replicas.Peer. Calls are sent at once.

@@ -77,6 +77,7 @@ type world struct {
 	previous history // before partitions were begun again
 	ops      int
 	longest  time.Duration // of a request
+	costs    leading
 	flushes  int
 	seen     map[string]int // what has happened, and how often
 
