@@ -9,12 +9,18 @@ import (
 	"sheepdog/storage/object"
 )
 
-// delayLine holds every request for the same time before it goes to the store. All wait
+// submitter carries out requests: the store of a node that is alone, else the flock.
+type submitter interface {
+	Submit(*object.Request)
+	Kick()
+}
+
+// delayLine holds every request for the same time before it goes on. All wait
 // equally long, so they leave in the order in which they came, and one goroutine serves
 // any number of them.
 type delayLine struct {
 	delay time.Duration
-	store Store
+	to    submitter
 
 	mu      sync.Mutex
 	waiting []delayed
@@ -28,8 +34,8 @@ type delayed struct {
 	r   *object.Request
 }
 
-func newDelayLine(delay time.Duration, store Store) *delayLine {
-	d := &delayLine{delay: delay, store: store, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+func newDelayLine(delay time.Duration, to submitter) *delayLine {
+	d := &delayLine{delay: delay, to: to, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
 	go d.run()
 	return d
 }
@@ -106,10 +112,10 @@ func (d *delayLine) take(batch []*object.Request, now time.Time) ([]*object.Requ
 
 func (d *delayLine) release(batch []*object.Request) {
 	for _, r := range batch {
-		d.store.Submit(r)
+		d.to.Submit(r)
 	}
 	if len(batch) > 0 {
-		d.store.Kick()
+		d.to.Kick()
 	}
 }
 

@@ -73,13 +73,17 @@ func (n *Node) start(ctx context.Context) (err error) {
 	}
 	ctx, cancel := n.removed.until(ctx)
 	defer cancel()
-	if n.cfg.Delay > 0 && n.cfg.Store != nil {
-		n.delay = newDelayLine(n.cfg.Delay, n.cfg.Store)
-	}
 	if n.cfg.Network != nil {
 		if err := n.startFlock(); err != nil {
 			return err
 		}
+	}
+	switch {
+	case n.cfg.Delay == 0:
+	case n.flock != nil:
+		n.delay = newDelayLine(n.cfg.Delay, n.flock)
+	case n.cfg.Store != nil:
+		n.delay = newDelayLine(n.cfg.Delay, n.cfg.Store)
 	}
 	exists, err := consensus.Exists(n.cfg.Dir)
 	if err != nil {
