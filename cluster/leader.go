@@ -94,7 +94,7 @@ func (l *leader) run(ctx context.Context, log *consensus.Log) {
 	l.mu.Unlock()
 	t := time.NewTicker(leadEvery)
 	defer t.Stop()
-	var reconciled time.Time
+	var reconciled, woke time.Time
 	for looked := time.Now(); ; looked = time.Now() {
 		select {
 		case <-ctx.Done():
@@ -105,10 +105,20 @@ func (l *leader) run(ctx context.Context, log *consensus.Log) {
 		if !l.reigns(ctx, log) || l.f.whole.drained.Load() { // whoever goes then goes with all
 			continue
 		}
-		if time.Since(looked) > paused {
+		now := time.Now()
+		if now.Sub(looked) > paused {
+			woke = now
 			l.mu.Lock()
-			l.steward.Woke(time.Now())
+			l.steward.Woke(now)
 			l.mu.Unlock()
+		}
+		if now.Sub(woke) > deafAfter && l.deaf(log, now) {
+			l.f.log.Warn("this node leads, and most of those that decide with it do not reach it: another one shall lead")
+			if err := log.StepDown(ctx); err != nil {
+				l.f.log.Warn("the lead could not be handed over", "err", err)
+			}
+			woke = now // not again at once
+			continue
 		}
 		l.step(ctx, log)
 		if time.Since(reconciled) > reconcileEvery {

@@ -131,6 +131,10 @@ func (f *flock) answered(leader string, v steward.Verdict, asked time.Time) {
 		f.log.Warn("the leader knows no such node", "leader", leader) // watchRemoval finds out
 	case steward.Other:
 		f.log.Error("another process has started as this node and has taken its place: stop one of the two, or give it a name of its own", "leader", leader)
+	case steward.Deaf:
+		if was == steward.Granted {
+			f.log.Warn("the leader cannot connect to this node, which is reached by nobody then: is there a firewall before its peer port?", "leader", leader)
+		}
 	case steward.Down:
 		if was == steward.Granted {
 			f.log.Warn("the cluster counts this node as down: it has not answered for too long", "leader", leader)
@@ -192,6 +196,9 @@ func (l *leader) grant(node string, life state.Life) (steward.Verdict, time.Time
 	if !l.reigning || now.Sub(contact) > log.LeaderLease() && !self {
 		return steward.NotLeading, time.Time{}
 	}
+	if !self && !l.reaches(node) {
+		return steward.Deaf, time.Time{}
+	}
 	l.facts.Heard(node, life.Incarnation, now)
 	v := l.f.n.state.View()
 	verdict := l.steward.Grant(v, life)
@@ -202,4 +209,34 @@ func (l *leader) grant(node string, life state.Life) (steward.Verdict, time.Time
 		return verdict, contact
 	}
 	return verdict, now
+}
+
+// reaches reports whether this node can connect to another one. One that can ask and that
+// nobody reaches would be primary of what no client gets at: it must not stay up.
+func (l *leader) reaches(node string) bool {
+	p := l.f.net.Peer(node)
+	p.Connect(peer.Commit)
+	_, ok := p.Identity(peer.Commit)
+	return ok
+}
+
+// deafAfter is how long a leader may hear no questions of a majority of the voters.
+const deafAfter = time.Second
+
+// deaf reports whether this node leads and is not reached by those who follow it: they get
+// no leases. Raft does not notice, for it asks them by connections that the leader makes.
+func (l *leader) deaf(log *consensus.Log, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	voters, heard := 0, 0
+	for _, s := range log.Servers() {
+		if !s.Voter {
+			continue
+		}
+		voters++
+		if s.Node == l.f.n.cfg.Name || now.Sub(l.facts.LastHeard(s.Node)) < deafAfter {
+			heard++
+		}
+	}
+	return now.Sub(l.reign.Since) > deafAfter && 2*heard <= voters
 }

@@ -52,6 +52,9 @@ func (f *Facts) Heard(node string, incarnation uint64, at time.Time) {
 	}
 }
 
+// LastHeard is when any incarnation of the node was heard in the present term; zero: never.
+func (f *Facts) LastHeard(node string) time.Time { return f.of(node).heard }
+
 // Refused says that the node's machine refused the connection to the peer port at a time.
 func (f *Facts) Refused(node string, at time.Time) { f.of(node).refused = at }
 

@@ -99,6 +99,7 @@ const (
 	Down    // the node counts as down, and will be up again soon
 	Unknown // there is no such node: it was removed
 	Other   // the node's name belongs to a process that has started later
+	Deaf    // the leader cannot connect to the node
 )
 
 // Grant decides whether a node that has asked may go on serving for a lease, counted from
