@@ -10,6 +10,7 @@ packages=(
 	qemu-utils                         # qemu-img, qemu-io, qemu-nbd
 	qemu-block-extra libiscsi-bin      # iscsi:// in QEMU; iscsi-ls, iscsi-inq, iscsi-test-cu
 	nbdkit fio                         # the peers' benchmark, fio's NBD engine
+	iproute2 nftables                  # networks that tests cut
 	e2fsprogs util-linux mount         # mkfs.ext4, e2fsck, loop devices
 	tgt libiscsi-bin qemu-block-extra  # tgtd over the native protocol, libiscsi's tests
 	qemu-system-x86 seabios cpio kmod  # a guest with the kernel's own NBD client
@@ -55,6 +56,8 @@ have qemu-system-x86_64 qemu-system-x86_64 --version
 have nbdkit nbdkit --version
 have fio fio --version
 have e2fsck e2fsck -V
+have ip ip -V
+have nft nft --version
 have gcc gcc --version
 fio --enghelp 2>/dev/null | grep -qw nbd || { echo "tools: this fio has no nbd engine" >&2; bad=1; }
 exit $bad

@@ -48,6 +48,7 @@ type Flock struct {
 type FlockOptions struct {
 	Disks  func(number int) []string // existing directories of a node, which are numbered from 1
 	Config string                    // further configuration, YAML lines at top level (not node or cluster)
+	Net    *Net                      // the nodes' network; nil: loopback
 }
 
 // Member is a node as the cluster shows it.
@@ -78,7 +79,9 @@ func NewFlockOf(t testing.TB, n, copies int, o FlockOptions) *Flock {
 	if err := os.WriteFile(filepath.Join(f.dir, "secret"), []byte("the secret of the flock under test\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f.network = freeNetwork(t)
+	if o.Net == nil {
+		f.network = freeNetwork(t)
+	}
 	for i := range n {
 		f.Nodes = append(f.Nodes, f.node(f.network, i+1))
 	}
@@ -166,13 +169,31 @@ func (f *Flock) node(network, number int) *Sheep {
 	} else if err := os.Mkdir(s.Disks[0], 0o755); err != nil {
 		f.t.Fatal(err)
 	}
-	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\ncluster:\n  join: [127.0.%[4]d.1, 127.0.%[4]d.2]\n  secret_file: %s\n%s",
-		name, s.address, strings.Join(s.Disks, ", "), network, filepath.Join(f.dir, "secret"), f.opts.Config)
+	join, listen := fmt.Sprintf("127.0.%d.1, 127.0.%[1]d.2", network), ""
+	if n := f.opts.Net; n != nil {
+		s.within, s.address = n.add()
+		s.Unix = filepath.Join(f.sockets(), name)
+		join = n.address(1) + ", " + n.address(2)
+		listen = fmt.Sprintf("listen:\n  admin: %q\n  nbd: %q\n  native: none\nnbd:\n  unix: %s\n", s.Admin(), Address+":10809", s.Unix)
+	}
+	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\ncluster:\n  join: [%s]\n  secret_file: %s\n%s%s",
+		name, s.address, strings.Join(s.Disks, ", "), join, filepath.Join(f.dir, "secret"), listen, f.opts.Config)
 	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
 		f.t.Fatal(err)
 	}
 	f.t.Cleanup(s.cleanup)
 	return s
+}
+
+// sockets is a directory for sockets: the path of one is at most 107 bytes long.
+func (f *Flock) sockets() string {
+	f.t.Helper()
+	dir, err := os.MkdirTemp("", "sheep-")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // Host is the address the daemon listens on.

@@ -3,6 +3,7 @@ package rig
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -46,6 +47,7 @@ type Sheep struct {
 
 	t       testing.TB
 	address string // where it listens; "": Address
+	within  string // its network namespace; "": that of the tests
 	config  string
 	env     []string
 	logPath string
@@ -136,7 +138,8 @@ func (s *Sheep) Launch() {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = exec.Command(filepath.Join(bin(s.t), "sheep"), "--config", s.config)
+	program, args := s.inside(filepath.Join(bin(s.t), "sheep"), "--config", s.config)
+	s.cmd = exec.Command(program, args...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.Env = append(os.Environ(), s.env...)
 	// The kernel ends the daemon if the test process dies before it could clean up.
@@ -149,6 +152,14 @@ func (s *Sheep) Launch() {
 		cmd.Wait()
 		close(exited)
 	}(s.cmd, s.exited)
+}
+
+// inside is a command as it is run where the daemon is.
+func (s *Sheep) inside(program string, args ...string) (string, []string) {
+	if s.within == "" {
+		return program, args
+	}
+	return Tool("ip"), append([]string{"netns", "exec", s.within, program}, args...)
 }
 
 // Start starts the daemon and waits until its admin and NBD ports answer. It returns how long that took.
@@ -172,15 +183,41 @@ func (s *Sheep) waitReady() error {
 			return fmt.Errorf("it ended: %v", s.cmd.ProcessState)
 		default:
 		}
-		if last = probe(health); last == nil {
+		if last = s.healthy(health); last == nil {
 			var conn net.Conn
-			if conn, last = net.DialTimeout("tcp", s.NBD(), time.Second); last == nil {
+			if conn, last = net.DialTimeout(s.nbdNetwork(), s.nbdAddress(), time.Second); last == nil {
 				return conn.Close()
 			}
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
 	return fmt.Errorf("no answer in %v: %w", startLimit, last)
+}
+
+// healthy reports whether the daemon answers.
+func (s *Sheep) healthy(url string) error {
+	if s.within == "" {
+		return probe(url)
+	}
+	if r := s.DogRun("--timeout", "2s", "cluster", "info"); r.Code != 0 {
+		return errors.New(r.Stderr)
+	}
+	return nil
+}
+
+// nbdNetwork and nbdAddress are where NBD can be reached from everywhere.
+func (s *Sheep) nbdNetwork() string {
+	if s.within != "" {
+		return "unix"
+	}
+	return "tcp"
+}
+
+func (s *Sheep) nbdAddress() string {
+	if s.within != "" {
+		return s.Unix
+	}
+	return s.NBD()
 }
 
 func probe(url string) error {
@@ -274,7 +311,13 @@ func (s *Sheep) Log() string {
 func (s *Sheep) NBD() string { return net.JoinHostPort(s.host(), strconv.Itoa(s.NBDPort)) }
 
 // Admin is the daemon's HTTP address, HOST:PORT.
-func (s *Sheep) Admin() string { return net.JoinHostPort(s.host(), strconv.Itoa(s.AdminPort)) }
+func (s *Sheep) Admin() string {
+	host := s.host()
+	if s.within != "" {
+		host = Address
+	}
+	return net.JoinHostPort(host, strconv.Itoa(s.AdminPort))
+}
 
 func (s *Sheep) host() string {
 	if s.address != "" {
@@ -316,7 +359,8 @@ func (s *Sheep) DogRun(args ...string) Result {
 // DogInput is DogRun with something on standard input.
 func (s *Sheep) DogInput(stdin string, args ...string) Result {
 	s.t.Helper()
-	return Run(s.t, 2*time.Minute, stdin, filepath.Join(bin(s.t), "dog"), append([]string{"-a", s.Admin()}, args...)...)
+	program, args := s.inside(filepath.Join(bin(s.t), "dog"), append([]string{"-a", s.Admin()}, args...)...)
+	return Run(s.t, 2*time.Minute, stdin, program, args...)
 }
 
 // DogJSON runs the command line with -o json and decodes its output.
@@ -331,7 +375,7 @@ func (s *Sheep) DogJSON(v any, args ...string) {
 // Dial opens an export with the tests' own client.
 func (s *Sheep) Dial(export string) *client.Conn {
 	s.t.Helper()
-	c, err := client.Dial("tcp", s.NBD(), export)
+	c, err := client.Dial(s.nbdNetwork(), s.nbdAddress(), export)
 	if err != nil {
 		s.t.Fatal(err)
 	}

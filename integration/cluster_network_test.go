@@ -1,0 +1,147 @@
+package integration
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"sheepdog/integration/rig"
+)
+
+// newNetFlock is a cluster in a network that the test can cut.
+func newNetFlock(t *testing.T, n, copies int) (*rig.Flock, *rig.Net) {
+	t.Helper()
+	net := rig.NewNet(t)
+	return rig.NewFlockOf(t, n, copies, rig.FlockOptions{Net: net}), net
+}
+
+// The peer port of the node that is primary of most is cut, for what comes in and for all.
+func TestFlockSurvivesCutPort(t *testing.T) {
+	f, net := newNetFlock(t, 3, 3)
+	h := newHerder(t, f, "v")
+	i := f.Busiest()
+	h.start(f.Nodes[(i+1)%3])
+	time.Sleep(time.Second)
+	h.stall()
+	cuts := []struct {
+		what string
+		make func()
+	}{
+		{"nothing comes to the peer port", func() { net.CutPort(i, false) }},
+		{"nothing comes to the peer port or from it", func() { net.CutPort(i, true) }},
+		{"nothing comes to the node at all", func() { net.Deafen(i) }},
+	}
+	if crashRounds(0) == 0 {
+		cuts = cuts[:1] // the others are make soak's
+	}
+	for _, cut := range cuts {
+		cut.make()
+		time.Sleep(7 * time.Second)
+		net.Heal()
+		took := f.WaitWhole(wholeLimit)
+		reportStall(t, h, fmt.Sprintf("n%d: %s; whole %v later", i+1, cut.what, took.Round(time.Millisecond)), stallLimit)
+	}
+	h.end()
+	for _, s := range f.Nodes {
+		h.verify(s, false)
+	}
+}
+
+// A part of the cluster that is cut off answers nothing, and the other part goes on; when the
+// cut is healed all is one again.
+func TestFlockPartition(t *testing.T) {
+	f, net := newNetFlock(t, 3, 3)
+	partition(t, f, net, [][]int{{0, 1}, {2}}, 6*time.Second)
+}
+
+// partition has clients on both sides of a cut: those of the first part go on, the others' requests
+// wait, and are carried out when the cut is healed. What anybody was told is true.
+func partition(t *testing.T, f *rig.Flock, net *rig.Net, parts [][]int, long time.Duration) {
+	t.Helper()
+	most := newHerder(t, f, "most")
+	few := newHerder(t, f, "few")
+	stale := newReader(t, f, "watched", f.Nodes[parts[0][0]], f.Nodes[parts[1][0]])
+	most.start(f.Nodes[parts[0][0]])
+	few.start(f.Nodes[parts[1][0]])
+	stale.start()
+	time.Sleep(time.Second)
+	most.stall()
+	net.Split(parts...)
+	time.Sleep(long / 2)
+	reportStall(t, most, "the part with most nodes after the cut", stallLimit)
+	few.ops.Store(0)
+	time.Sleep(long / 2)
+	if n := few.ops.Load(); n > 0 {
+		t.Errorf("the part with few nodes has answered %d requests, seconds after the cut", n)
+	}
+	reportStall(t, most, "the same, later", stallLimit)
+	net.Heal()
+	took := f.WaitWhole(wholeLimit)
+	few.end()
+	most.end()
+	reads := stale.end()
+	t.Logf("parts %v: whole %v after the cut was healed; longest wait in the small part %v; %d reads, none stale", parts, took.Round(time.Millisecond), few.stall().Round(time.Millisecond), reads)
+	for _, s := range f.Nodes {
+		most.verify(s, false)
+		few.verify(s, false)
+	}
+}
+
+// Where no part has most of the voters, nobody is answered; when the cut is healed all go on, and
+// nothing is lost.
+func TestFlockPartitionWithoutMajority(t *testing.T) {
+	if crashRounds(0) == 0 {
+		t.Skip("takes five nodes and half a minute: make soak")
+	}
+	f, net := newNetFlock(t, 5, 3)
+	parts := [][]int{{0, 1}, {2, 3}, {4}}
+	var herds []*herder
+	for k, part := range parts {
+		h := newHerder(t, f, fmt.Sprint("v", k))
+		h.start(f.Nodes[part[0]])
+		herds = append(herds, h)
+	}
+	time.Sleep(time.Second)
+	net.Split(parts...)
+	time.Sleep(4 * time.Second)
+	for _, h := range herds {
+		h.ops.Store(0)
+	}
+	time.Sleep(4 * time.Second)
+	for k, h := range herds {
+		if n := h.ops.Load(); n > 0 {
+			t.Errorf("part %v has answered %d requests, seconds after the cut", parts[k], n)
+		}
+	}
+	net.Heal()
+	took := f.WaitWhole(wholeLimit)
+	for _, h := range herds {
+		h.end()
+		for _, s := range f.Nodes {
+			h.verify(s, false)
+		}
+	}
+	t.Logf("whole %v after the cut was healed", took.Round(time.Millisecond))
+}
+
+// Sixteen nodes find each other and share everything.
+func TestFlockOfSixteen(t *testing.T) {
+	if crashRounds(0) == 0 {
+		t.Skip("takes sixteen daemons: make soak")
+	}
+	began := time.Now()
+	f := rig.NewFlock(t, 16, 3)
+	took := time.Since(began)
+	t.Logf("16 nodes were one cluster, with all replicas in place, %v after the first one was started", took.Round(time.Millisecond))
+	if took > 30*time.Second*patience() {
+		t.Errorf("it took %v", took)
+	}
+	h := newHerder(t, f, "v")
+	h.start(f.Nodes[0])
+	time.Sleep(time.Second)
+	h.stall()
+	f.Nodes[15].Kill()
+	time.Sleep(3 * time.Second)
+	reportStall(t, h, "kill -9 of one of 16", stallLimit)
+	h.end()
+}
