@@ -22,6 +22,14 @@
 // connection lives on. The protocol has no authentication: Config.Allow and the rights of the
 // unix socket are all there is.
 //
+// # Clients as they are
+//
+// "qemu-img snapshot -d" clears the map of the VDI before it deletes the snapshot: that is not carried out,
+// and told from a discard even where the map has one entry (clearEntry). QEMU goes back to a snapshot by
+// deleting the VDI first (rollbacks). QEMU 5's driver hangs or aborts after it had to reconnect; nothing that a server
+// can say helps, and a server that comes back quickly does not either. tgt cuts a port off behind four digits,
+// and answers a read that begins in data and ends in a hole with what its buffer had before.
+//
 // # Memory
 //
 // Buffers are taken only after a header was checked, and are bounded:
@@ -47,6 +55,7 @@
 //	operations.go  the protocol as a table
 //	attach.go      which volumes a session may use
 //	objects.go     data objects and states of machines; inode.go: inodes
+//	shared.go      clients that share a VDI
 //	vdis.go        operations on VDIs; locks.go: who has opened what, rollbacks
 //	errors.go      how failures are answered; stats.go: counting
 package sheepdog
