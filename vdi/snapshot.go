@@ -60,14 +60,10 @@ func (c *core) snapshotOwned(ctx context.Context, tag, identity string) (catalog
 		return catalog.VDI{}, err
 	}
 	defer c.s.unreserve(ctx, ref)
-	c.gate.pause()
-	defer c.gate.resume()
-	if err := c.settleAll(ctx, m); err != nil {
+	if err := c.pauseSettled(ctx, m); err != nil {
 		return catalog.VDI{}, err
 	}
-	if c.inDoubt() {
-		return catalog.VDI{}, fmt.Errorf("the map could not be written: try again: %w", ErrIO)
-	}
+	defer c.gate.resume()
 	if err := c.s.copyMap(ctx, src, ref); err != nil {
 		return catalog.VDI{}, err
 	}
@@ -91,6 +87,34 @@ func (c *core) snapshotOwned(ctx context.Context, tag, identity string) (catalog
 	c.s.taken.Store(ref, next.under)
 	c.adopt(next, *res.VDI, true)
 	return taken, nil
+}
+
+// doubtTries bounds how often a snapshot pauses in vain.
+const doubtTries = 4
+
+// pauseSettled pauses the volume with everything durable and settled. An entry whose
+// storing failed just before the pause is stored again with the gate open.
+func (c *core) pauseSettled(ctx context.Context, m *mapping) error {
+	for try := 1; ; try++ {
+		c.gate.pause()
+		err := c.settleAll(ctx, m)
+		if err == nil && !c.inDoubt() {
+			return nil
+		}
+		c.gate.resume()
+		switch {
+		case err != nil:
+			return err
+		case try == doubtTries:
+			return fmt.Errorf("the map could not be written: try again: %w", ErrIO)
+		}
+		if err := c.ready(ctx); err != nil {
+			return err
+		}
+		if c.mapping.Load() != m {
+			return fmt.Errorf("%s was taken over meanwhile: %w", c.title(), ErrStale)
+		}
+	}
 }
 
 // checkTag refuses early what the catalog would refuse.
