@@ -24,13 +24,13 @@ func (s *Service) backup(ctx context.Context, name, fromTag, tag string, w io.Wr
 	if tag == "" {
 		return fmt.Errorf("a backup is made of a snapshot: take one and name it: %w", ErrInvalid)
 	}
-	v, err := s.cfg.Catalog.Find(name, tag)
+	v, err := s.find(ctx, name, tag)
 	if err != nil {
 		return err
 	}
 	h := backup.Header{Name: name, Tag: v.Tag, Identity: v.Identity, Size: v.Size, ObjectSize: 1 << v.SizeShift, Taken: v.Snapped}
 	if fromTag != "" {
-		base, err := s.cfg.Catalog.Find(name, fromTag)
+		base, err := s.find(ctx, name, fromTag)
 		if err != nil {
 			return err
 		}

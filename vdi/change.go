@@ -26,7 +26,7 @@ func (s *Service) Delete(ctx context.Context, name, tag string) error {
 }
 
 func (s *Service) delete(ctx context.Context, name, tag string) error {
-	c, err := s.acquire(name, tag)
+	c, err := s.acquire(ctx, name, tag)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (s *Service) endDelete(c *core, v catalog.VDI, err error) {
 // size is gone, also if it grows again. Open volumes keep their size, but requests
 // beyond a smaller one fail with ErrInvalid.
 func (s *Service) Resize(ctx context.Context, name string, size int64) (Info, error) {
-	c, err := s.acquire(name, "")
+	c, err := s.acquire(ctx, name, "")
 	if err != nil {
 		return Info{}, explain(err, "resize")
 	}
@@ -225,7 +225,7 @@ func (s *Service) DelAttr(ctx context.Context, name, key string) error {
 }
 
 func (s *Service) changeAttr(ctx context.Context, name, key string, value *string) error {
-	v, err := s.cfg.Catalog.Find(name, "")
+	v, err := s.find(ctx, name, "")
 	if err == nil {
 		_, err = s.propose(ctx, catalog.Command{SetAttr: &catalog.SetAttr{Ref: v.Ref, Key: key, Value: value}})
 	}
@@ -233,8 +233,8 @@ func (s *Service) changeAttr(ctx context.Context, name, key string, value *strin
 }
 
 // GetAttr returns an attribute; ErrNotFound if there is none.
-func (s *Service) GetAttr(_ context.Context, name, key string) (string, error) {
-	v, err := s.cfg.Catalog.Find(name, "")
+func (s *Service) GetAttr(ctx context.Context, name, key string) (string, error) {
+	v, err := s.find(ctx, name, "")
 	if err != nil {
 		return "", explain(err, "get attribute %q", key)
 	}
@@ -246,8 +246,8 @@ func (s *Service) GetAttr(_ context.Context, name, key string) (string, error) {
 }
 
 // ListAttr returns all attributes of a VDI.
-func (s *Service) ListAttr(_ context.Context, name string) (map[string]string, error) {
-	v, err := s.cfg.Catalog.Find(name, "")
+func (s *Service) ListAttr(ctx context.Context, name string) (map[string]string, error) {
+	v, err := s.find(ctx, name, "")
 	if err != nil {
 		return nil, explain(err, "list attributes")
 	}
@@ -261,7 +261,7 @@ func (s *Service) ListAttr(_ context.Context, name string) (map[string]string, e
 // Lock keeps other nodes from taking ownership of a VDI, and anybody from deleting,
 // shrinking or rolling it back. ErrLocked if another holder has it.
 func (s *Service) Lock(ctx context.Context, name, holder string) error {
-	v, err := s.cfg.Catalog.Find(name, "")
+	v, err := s.find(ctx, name, "")
 	if err == nil {
 		_, err = s.propose(ctx, catalog.Command{Lock: &catalog.SetLock{Ref: v.Ref, Holder: holder, Node: s.cfg.Node, At: s.now()}})
 	}
@@ -271,7 +271,7 @@ func (s *Service) Lock(ctx context.Context, name, holder string) error {
 // Unlock removes the holder's lock, anybody's if holder is "". ErrNotFound if there is
 // none, ErrLocked if it is another's.
 func (s *Service) Unlock(ctx context.Context, name, holder string) error {
-	v, err := s.cfg.Catalog.Find(name, "")
+	v, err := s.find(ctx, name, "")
 	if err == nil {
 		_, err = s.propose(ctx, catalog.Command{Unlock: &catalog.Unlock{Ref: v.Ref, Holder: holder}})
 	}

@@ -122,7 +122,7 @@ func (s *Service) OpenVID(vid object.VID, client string, quiet bool) (*Volume, e
 	if d.Snapshot {
 		tag = fmt.Sprint(d.SnapshotID)
 	}
-	c, err := s.acquire(d.Name, tag)
+	c, err := s.acquire(context.Background(), d.Name, tag)
 	if err != nil {
 		return nil, explain(err, "open VDI %s", vid)
 	}

@@ -20,7 +20,7 @@ type ObjectInfo struct {
 // Objects calls fn for each object of the VDI (tag "") or snapshot that is no hole, by
 // index, until fn returns false.
 func (s *Service) Objects(ctx context.Context, name, tag string, fn func(ObjectInfo) bool) error {
-	v, err := s.cfg.Catalog.Find(name, tag)
+	v, err := s.find(ctx, name, tag)
 	if err != nil {
 		return explain(err, "list the objects of a volume")
 	}

@@ -24,7 +24,7 @@ func (s *Service) Reservation(name, tag string) (text string, revision uint64, e
 // With fence, this node is the VDI's owner when it returns. Then what another node has under way has
 // landed, and what it does later, it does after having applied this.
 func (s *Service) SetReservation(ctx context.Context, name, tag string, revision uint64, text string, fence bool) (uint64, error) {
-	v, err := s.cfg.Catalog.Find(name, tag)
+	v, err := s.find(ctx, name, tag)
 	if err != nil {
 		return 0, explain(err, "reserve")
 	}
@@ -43,7 +43,7 @@ func (s *Service) SetReservation(ctx context.Context, name, tag string, revision
 
 // Own makes this node the VDI's owner, if it is not yet.
 func (s *Service) Own(ctx context.Context, name string) error {
-	c, err := s.acquire(name, "")
+	c, err := s.acquire(ctx, name, "")
 	if err != nil {
 		return explain(err, "take ownership of %q", name)
 	}

@@ -37,6 +37,7 @@ type Service struct {
 	woken   chan struct{}  // tidying is to be done
 	garbage chan struct{}  // the catalog has changed
 	gc      collector
+	fresh   freshener
 }
 
 // NewService makes the volumes' service of a node. It does nothing by itself before Run.
@@ -176,8 +177,8 @@ func newIdentity() string {
 
 // Open opens the VDI name (tag "") or a snapshot of it, by its tag or its number, which
 // is read-only. It fails with ErrNotFound, ErrBusy while it is being deleted, ErrClosed.
-func (s *Service) Open(_ context.Context, name, tag string, o OpenOptions) (*Volume, error) {
-	c, err := s.acquire(name, tag)
+func (s *Service) Open(ctx context.Context, name, tag string, o OpenOptions) (*Volume, error) {
+	c, err := s.acquire(ctx, name, tag)
 	if err != nil {
 		return nil, explain(err, "open volume")
 	}
@@ -190,7 +191,10 @@ func (s *Service) Open(_ context.Context, name, tag string, o OpenOptions) (*Vol
 }
 
 // acquire returns a volume's core, to be given back by release.
-func (s *Service) acquire(name, tag string) (*core, error) {
+func (s *Service) acquire(ctx context.Context, name, tag string) (*core, error) {
+	if _, err := s.find(ctx, name, tag); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v, err := s.cfg.Catalog.Find(name, tag)

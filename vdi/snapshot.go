@@ -19,7 +19,7 @@ func (s *Service) Snapshot(ctx context.Context, name, tag string) (Info, error) 
 }
 
 func (s *Service) snapshotAs(ctx context.Context, name, tag, identity string) (Info, error) {
-	c, err := s.acquire(name, "")
+	c, err := s.acquire(ctx, name, "")
 	if err != nil {
 		return Info{}, explain(err, "snapshot")
 	}
@@ -175,7 +175,7 @@ func (s *Service) clone(ctx context.Context, src, tag, dst string) (catalog.VDI,
 	if err := catalog.CheckName(dst); err != nil {
 		return catalog.VDI{}, err
 	}
-	v, err := s.cfg.Catalog.Find(src, tag)
+	v, err := s.find(ctx, src, tag)
 	if err != nil {
 		return catalog.VDI{}, err
 	}
@@ -212,11 +212,11 @@ func (s *Service) rollback(ctx context.Context, name, tag string) (catalog.VDI, 
 	if tag == "" {
 		return catalog.VDI{}, fmt.Errorf("a snapshot's tag or number is needed: %w", ErrInvalid)
 	}
-	v, err := s.cfg.Catalog.Find(name, tag)
+	v, err := s.find(ctx, name, tag)
 	if err != nil {
 		return catalog.VDI{}, err
 	}
-	c, err := s.acquire(name, "")
+	c, err := s.acquire(ctx, name, "")
 	if errors.Is(err, catalog.ErrNotFound) {
 		return s.rollbackCommand(ctx, v, catalog.Ref{}, 0)
 	}

@@ -130,7 +130,7 @@ func (s *Service) sweepWorking(ctx context.Context, v catalog.VDI, id object.ID,
 	if err != nil || used {
 		return false, err
 	}
-	c, err := s.acquire(v.Name, "")
+	c, err := s.acquire(ctx, v.Name, "")
 	if err != nil {
 		return false, nil // it has gone meanwhile
 	}

@@ -74,7 +74,7 @@ func (s *Service) count(ctx context.Context, v catalog.VDI, look bool) (counted,
 
 // Info describes one VDI (tag "") or snapshot, with its space counted block by block.
 func (s *Service) Info(ctx context.Context, name, tag string) (Info, error) {
-	v, err := s.cfg.Catalog.Find(name, tag)
+	v, err := s.find(ctx, name, tag)
 	if err != nil {
 		return Info{}, explain(err, "look up volume")
 	}
@@ -89,7 +89,7 @@ func (s *Service) Info(ctx context.Context, name, tag string) (Info, error) {
 
 // Usage counts the space of a VDI (tag "") or snapshot block by block.
 func (s *Service) Usage(ctx context.Context, name, tag string) (Usage, error) {
-	v, err := s.cfg.Catalog.Find(name, tag)
+	v, err := s.find(ctx, name, tag)
 	if err != nil {
 		return Usage{}, explain(err, "look up volume")
 	}
@@ -176,8 +176,8 @@ func (s *Service) describe(v catalog.VDI) Info {
 
 // Snapshots lists the snapshots that Changed of the volume (name, tag) can compare with,
 // oldest first: those of the VDI, of a snapshot those before it.
-func (s *Service) Snapshots(_ context.Context, name, tag string) ([]SnapshotInfo, error) {
-	v, err := s.cfg.Catalog.Find(name, tag)
+func (s *Service) Snapshots(ctx context.Context, name, tag string) ([]SnapshotInfo, error) {
+	v, err := s.find(ctx, name, tag)
 	if err != nil {
 		return nil, explain(err, "list snapshots")
 	}

@@ -63,7 +63,7 @@ func (s *Service) WriteVMState(ctx context.Context, at VMState, p []byte, afresh
 	if v.Snapshot {
 		return fmt.Errorf("VDI %s is a snapshot of %q: %w", at.VID, v.Name, ErrReadOnly)
 	}
-	c, err := s.acquire(v.Name, "")
+	c, err := s.acquire(ctx, v.Name, "")
 	if err != nil {
 		return explain(err, "write the machine's state of %q", v.Name)
 	}
