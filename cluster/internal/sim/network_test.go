@@ -134,9 +134,10 @@ func (f *flight) arrive() {
 	}
 	if f.w.broken == skipEpoch && f.c.Op == opChange {
 		// The epoch in the head's route, and that of the version, become those known here.
-		p := l.view.Policies[0].Partitions[binary.LittleEndian.Uint16(f.head[1:])]
-		binary.LittleEndian.PutUint64(f.head[3:], uint64(p.Epoch))
-		binary.LittleEndian.PutUint64(f.head[23:], uint64(p.Epoch))
+		if list, i := l.view.Policies[0].Partitions, int(binary.LittleEndian.Uint16(f.head[1:])); i < len(list) { // else it has not followed yet
+			binary.LittleEndian.PutUint64(f.head[3:], uint64(list[i].Epoch))
+			binary.LittleEndian.PutUint64(f.head[23:], uint64(list[i].Epoch))
+		}
 	}
 	c := &peer.Call{Class: f.c.Class, Op: f.c.Op, Head: bytes.Clone(f.head), Data: bytes.Clone(f.data), Want: min(max(f.c.Want, len(f.c.ReplyData)), maxReply)}
 	r := f.w.local.Request(&peer.Identity{Cluster: "sim", Name: f.from.n.name, Node: f.from.n.id, Incarnation: f.from.inc}, c, func(r *peer.Request, err error) {
@@ -234,8 +235,8 @@ var mutations = []struct {
 	within   int
 }{
 	{ackEarly, 10}, {wrongSource, 10}, {skipGeneration, 10},
-	{skipSettle, 100}, {ignoreLease, 100}, {forgetDrain, 300}, {trustFlushes, 100}, {skipEpoch, 300},
-	{trustMarks, 4000}, {takeUndecided, 4000},
+	{skipSettle, 1000}, {ignoreLease, 100}, {trustFlushes, 100},
+	{skipEpoch, 4000}, {forgetDrain, 4000}, {trustMarks, 4000}, {takeUndecided, 4000},
 }
 
 // mutate makes the mistakes that are made on the way; true: the call is dealt with.
