@@ -10,10 +10,11 @@ LDFLAGS     := -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Everything but the end-to-end tests runs under the race detector.
-UNIT = $(shell go list ./... | grep -v '^sheepdog/integration$$')
+# The one that takes longest comes first.
+UNIT = sheepdog/storage $(shell go list ./... | grep -v -e '^sheepdog/integration$$' -e '^sheepdog/storage$$')
 FUZZTIME ?= 20s
 
-.PHONY: help build install tools check test race integration integration-one integration-many fuzz bench bench-cluster bench-placement sim demo soak clean
+.PHONY: help build install tools check test race integration fuzz bench bench-cluster bench-placement sim demo soak clean
 
 help: ## show this list
 	@echo "Sheepdog in Go: a distributed block store. Targets:"
@@ -56,14 +57,7 @@ race: ## the Go packages' own tests, under the race detector
 	go test -race -timeout 15m $(UNIT)
 
 integration: build ## end to end: bin/sheep and bin/dog against real NBD and iSCSI clients, crashes and faults
-	@$(MAKE) --no-print-directory -j2 -Otarget integration-one integration-many
-
-# Clusters wait more than they work, so their tests run beside those of single nodes.
-MANY := ^Test(Flock|NativeCluster)
-integration-one:
-	SHEEP_BIN=$(CURDIR)/bin go test -count=1 -timeout 20m -skip '$(MANY)' ./integration/...
-integration-many:
-	SHEEP_BIN=$(CURDIR)/bin go test -count=1 -timeout 20m -run '$(MANY)' ./integration
+	SHEEP_BIN=$(CURDIR)/bin go test -count=1 -timeout 30m ./integration/...
 
 fuzz: ## every fuzz test in turn, FUZZTIME (default 20s) each
 	@go list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r pkg dir; do \

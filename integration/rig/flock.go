@@ -174,7 +174,7 @@ func (f *Flock) node(network, number int) *Sheep {
 		s.within, s.address = n.add()
 		s.Unix = filepath.Join(f.sockets(), name)
 		join = n.address(1) + ", " + n.address(2)
-		listen = fmt.Sprintf("listen:\n  admin: %q\n  nbd: %q\n  native: none\nnbd:\n  unix: %s\n", s.Admin(), Address+":10809", s.Unix)
+		listen = fmt.Sprintf("listen:\n  admin: %q\n  nbd: %q\n  native: none\n  iscsi: none\nnbd:\n  unix: %s\n", s.Admin(), Address+":10809", s.Unix)
 	}
 	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\ncluster:\n  join: [%s]\n  secret_file: %s\n%s%s",
 		name, s.address, strings.Join(s.Disks, ", "), join, filepath.Join(f.dir, "secret"), listen, f.opts.Config)
