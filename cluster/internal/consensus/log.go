@@ -313,6 +313,9 @@ func openSnapshots(dir string, log *slog.Logger) (*raft.FileSnapshotStore, error
 // watch follows leadership and failure until Close.
 func (l *Log) watch() {
 	defer l.wait.Done()
+	// Raft runs for a moment before it is observed: a leader that it has heard of meanwhile
+	// is not told of again as long as it leads.
+	l.setLeader(false)
 	for {
 		select {
 		case leading := <-l.notify:
