@@ -43,7 +43,7 @@ const (
 // login takes the initiator to the full feature phase. It leaves no deadline on the connection.
 func (c *connection) login() (*session, error) {
 	s := c.server
-	if err := c.conn.SetDeadline(time.Now().Add(s.cfg.LoginTimeout)); err != nil {
+	if err := s.clients.Extend(c.conn, time.Now().Add(s.cfg.LoginTimeout)); err != nil {
 		return nil, err
 	}
 	conf := login.Config{Auth: s.auth, Admit: s.mayLogin, PortalGroup: s.group()}
@@ -51,7 +51,7 @@ func (c *connection) login() (*session, error) {
 	conf.ChallengeID = conf.Challenge[0] ^ conf.Challenge[7]
 	m := login.New(conf)
 	for n := range maxLoginRequests {
-		if s.ctx.Err() != nil {
+		if s.clients.Context().Err() != nil {
 			return nil, fmt.Errorf("server is shutting down")
 		}
 		h, data, err := c.receive()
@@ -131,6 +131,7 @@ func (c *connection) begin(m *login.Machine, h *pdu.Header, r login.Reply) (*ses
 		c.undo(n)
 		return nil, c.refuse(h, pdu.LoginOutOfResources, "%v", err)
 	}
+	s.clients.Enter(c.conn, n)
 	reply := pdu.LoginReply(h, r.Flags, n.tsih, pdu.LoginOK, len(r.Text))
 	if err := c.send(reply, r.Text); err != nil {
 		n.end(err)
@@ -139,8 +140,8 @@ func (c *connection) begin(m *login.Machine, h *pdu.Header, r login.Reply) (*ses
 	if err := c.conn.SetDeadline(time.Time{}); err != nil {
 		n.end(err)
 	}
-	if n.server.isClosing() {
-		n.stop() // Shutdown's deadline may have been lost with this
+	if s.clients.Context().Err() != nil {
+		n.stream.Stop() // Shutdown's deadline may have been lost with this
 	}
 	return n, nil
 }
@@ -160,7 +161,7 @@ func (c *connection) enter(p login.Params) error {
 	if err := s.replace(p, c.target); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.LoginTimeout)
+	ctx, cancel := context.WithTimeout(s.clients.Context(), s.cfg.LoginTimeout)
 	defer cancel()
 	v, err := s.cfg.Volumes.Open(ctx, d.Name, d.Tag, "iscsi "+p.Initiator+" "+c.conn.RemoteAddr().String())
 	if err != nil {
@@ -190,7 +191,6 @@ func (c *connection) register(n *session) error {
 		n.unit = u
 		u.join(n)
 	}
-	s.conns[c.conn] = n
 	return nil
 }
 
@@ -219,7 +219,7 @@ func (s *Server) takeHandle() (uint16, bool) {
 // replace ends the session that the initiator port has with the target, if any.
 func (s *Server) replace(p login.Params, target string) error {
 	var old []*session
-	s.eachSession(func(c *session) {
+	s.clients.Each(func(c *session) {
 		if c.params.Initiator == p.Initiator && c.params.ISID == p.ISID && c.params.Target == target {
 			old = append(old, c)
 		}
@@ -228,8 +228,8 @@ func (s *Server) replace(p login.Params, target string) error {
 		c.end(errReplaced)
 		select {
 		case <-c.gone:
-		case <-s.ctx.Done():
-			return s.ctx.Err()
+		case <-s.clients.Context().Done():
+			return s.clients.Context().Err()
 		case <-time.After(s.cfg.LoginTimeout / 2):
 			return context.DeadlineExceeded
 		}

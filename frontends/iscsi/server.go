@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/iscsi/internal/scsi"
 )
@@ -71,31 +73,22 @@ type Config struct {
 // MaxTransfer is the longest data of a command, in bytes.
 const MaxTransfer = scsi.MaxTransfer
 
-func orDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
-}
-
 func (c *Config) validate() error {
-	orDefault(&c.Logger, slog.New(slog.DiscardHandler))
-	orDefault(&c.BlockShift, 9)
-	orDefault(&c.MaxConnections, 4096)
-	orDefault(&c.MemoryLimit, 1<<30)
-	orDefault(&c.SessionMemory, 96<<20)
-	orDefault(&c.LoginTimeout, 30*time.Second)
-	orDefault(&c.StallTimeout, 30*time.Second)
-	orDefault(&c.LingerTimeout, 10*time.Second)
-	orDefault(&c.PingEvery, 30*time.Second)
-	orDefault(&c.LogoutTimeout, 2*time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
+	c.BlockShift = cmp.Or(c.BlockShift, 9)
+	c.MaxConnections = cmp.Or(c.MaxConnections, 4096)
+	c.MemoryLimit = cmp.Or(c.MemoryLimit, 1<<30)
+	c.SessionMemory = cmp.Or(c.SessionMemory, 96<<20)
+	c.LoginTimeout = cmp.Or(c.LoginTimeout, 30*time.Second)
+	c.StallTimeout = cmp.Or(c.StallTimeout, 30*time.Second)
+	c.LingerTimeout = cmp.Or(c.LingerTimeout, 10*time.Second)
+	c.PingEvery = cmp.Or(c.PingEvery, 30*time.Second)
+	c.LogoutTimeout = cmp.Or(c.LogoutTimeout, 2*time.Second)
 	switch {
 	case c.Volumes == nil || c.Prefix == "":
 		return errors.New("iscsi: volumes and a prefix for the names of targets are needed")
 	case c.BlockShift != 9 && c.BlockShift != 12:
 		return fmt.Errorf("iscsi: logical blocks of 2^%d bytes: must be 512 or 4096 bytes", c.BlockShift)
-	case c.MaxConnections < 1:
-		return fmt.Errorf("iscsi: at most %d connections: must be at least 1", c.MaxConnections)
 	case c.MemoryLimit < 8*MaxTransfer:
 		return fmt.Errorf("iscsi: memory limit of %d bytes: must be at least %d", c.MemoryLimit, 8*MaxTransfer)
 	case c.SessionMemory < 2*MaxTransfer:
@@ -110,34 +103,25 @@ func windowOf(memory int64) int { return int(max(64, min(memory>>20, 256))) }
 
 // Server serves volumes to iSCSI initiators. Its methods may be called from any goroutine.
 type Server struct {
-	cfg    Config
-	log    *slog.Logger
-	budget *stream.Budget
-	window int // commands of a session
+	cfg     Config
+	log     *slog.Logger
+	budget  *stream.Budget
+	window  int // commands of a session
+	clients *listen.Acceptor[*session]
+	upkeep  sync.WaitGroup
 
-	ctx    context.Context // of logins and upkeep: ends with Shutdown
-	cancel context.CancelFunc
-	upkeep sync.WaitGroup
+	mu       sync.Mutex
+	units    map[string]*unit // by target
+	handles  map[uint16]bool  // TSIHs in use
+	nextTSIH uint16
 
-	mu        sync.Mutex
-	listeners map[net.Listener]struct{}
-	conns     map[net.Conn]*session // nil during the login
-	units     map[string]*unit      // by target
-	handles   map[uint16]bool       // TSIHs in use
-	nextTSIH  uint16
-	closing   bool
-	clients   sync.WaitGroup
+	lastID  atomic.Uint64
+	past    counters // of sessions that ended
+	failed  atomic.Uint64
+	denied  atomic.Uint64
+	evicted atomic.Uint64
 
-	lastID   atomic.Uint64
-	past     counters // of sessions that ended
-	accepted atomic.Uint64
-	refused  atomic.Uint64
-	tooMany  atomic.Uint64
-	failed   atomic.Uint64
-	denied   atomic.Uint64
-	evicted  atomic.Uint64
-
-	refusedLog, failureLog, acceptLog, loginLog stream.Quiet
+	failureLog, loginLog stream.Quiet
 }
 
 // New makes a Server. It serves nothing before Serve; Shutdown must be called in the end.
@@ -145,11 +129,12 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{
-		cfg: cfg, log: cfg.Logger, window: windowOf(cfg.SessionMemory), listeners: map[net.Listener]struct{}{},
-		conns: map[net.Conn]*session{}, units: map[string]*unit{}, handles: map[uint16]bool{},
+	s := &Server{cfg: cfg, log: cfg.Logger, window: windowOf(cfg.SessionMemory), units: map[string]*unit{}, handles: map[uint16]bool{}}
+	var err error
+	s.clients, err = listen.New[*session](listen.Config{Protocol: "iSCSI", Logger: cfg.Logger, Allow: cfg.Allow, MaxConnections: cfg.MaxConnections}, s.serve)
+	if err != nil {
+		return nil, err
 	}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.budget = stream.NewBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), s.evictStalled)
 	s.upkeep.Go(s.keep)
 	return s, nil
@@ -158,100 +143,10 @@ func New(cfg Config) (*Server, error) {
 // Serve accepts connections from l until ctx ends or Shutdown is called, and then
 // closes l and returns nil. Sessions outlive it until Shutdown. It may be called for
 // several listeners at once.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	s.mu.Lock()
-	if s.closing {
-		s.mu.Unlock()
-		l.Close()
-		return nil
-	}
-	s.listeners[l] = struct{}{}
-	s.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer func() {
-		stop()
-		l.Close()
-		s.mu.Lock()
-		delete(s.listeners, l)
-		s.mu.Unlock()
-	}()
-	s.log.Info("serving iSCSI", "address", l.Addr().String())
-	for {
-		conn, err := l.Accept()
-		switch {
-		case err == nil:
-			s.accept(conn)
-		case ctx.Err() != nil || s.isClosing():
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("iscsi: accept: %w", err)
-		default:
-			// Out of file descriptors, most likely: others may be closed soon.
-			s.acceptLog.Warn(s.log, "accept failed", "err", err)
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-			case <-s.ctx.Done():
-			}
-		}
-	}
-}
+func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.clients.Serve(ctx, l) }
 
-// accept lets a connection in, or closes it.
-func (s *Server) accept(conn net.Conn) {
-	s.accepted.Add(1)
-	if !s.allowed(conn.RemoteAddr()) {
-		s.refused.Add(1)
-		s.refusedLog.Warn(s.log, "connection refused: address is not allowed", "peer", conn.RemoteAddr().String())
-		conn.Close()
-		return
-	}
-	s.mu.Lock()
-	switch {
-	case s.closing:
-		s.mu.Unlock()
-		conn.Close()
-		return
-	case len(s.conns) >= s.cfg.MaxConnections:
-		s.mu.Unlock()
-		s.tooMany.Add(1)
-		s.refusedLog.Warn(s.log, "connection refused: too many connections", "peer", conn.RemoteAddr().String(), "limit", s.cfg.MaxConnections)
-		conn.Close()
-		return
-	}
-	s.conns[conn] = nil
-	s.clients.Add(1)
-	s.mu.Unlock()
-	go func() {
-		defer s.clients.Done()
-		s.serveConn(conn)
-		conn.Close()
-		s.mu.Lock()
-		delete(s.conns, conn)
-		s.mu.Unlock()
-	}()
-}
-
-// allowed applies Config.Allow.
-func (s *Server) allowed(a net.Addr) bool {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok || len(s.cfg.Allow) == 0 {
-		return true
-	}
-	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
-	return slices.ContainsFunc(s.cfg.Allow, func(p netip.Prefix) bool { return p.Contains(ip) })
-}
-
-// keepalive finds initiators whose machine is gone within about a minute.
-var keepalive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
-
-// serveConn takes an initiator through the login and serves it.
-func (s *Server) serveConn(conn net.Conn) {
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		if err := tcp.SetKeepAliveConfig(keepalive); err != nil {
-			s.log.Debug("keepalive cannot be set", "err", err)
-		}
-	}
+// serve takes an initiator through the login and serves it.
+func (s *Server) serve(conn net.Conn) {
 	c := &connection{server: s, conn: conn, log: s.log.With("peer", conn.RemoteAddr().String())}
 	n, err := c.login()
 	if err != nil {
@@ -280,9 +175,8 @@ func (s *Server) leave(conn net.Conn, n *session) {
 			n.log.Warn("close of volume failed", "err", err)
 		}
 	}
+	s.clients.Leave(conn, func() { s.past.add(n.stats) })
 	s.mu.Lock()
-	s.conns[conn] = nil
-	s.past.add(n.stats)
 	delete(s.handles, n.tsih)
 	if n.unit != nil {
 		s.dropUnit(n.unit)
@@ -301,62 +195,15 @@ func (s *Server) dropUnit(u *unit) {
 // group is this gateway's number: of its target port group, and tag of its portal group.
 func (s *Server) group() uint16 { return max(1, s.cfg.Volumes.Group()) }
 
-func (s *Server) isClosing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closing
-}
-
 // Shutdown stops accepting, asks all initiators to log out, and lets every session that does
 // not answer what it has received. It returns when all are gone. If ctx ends first, the connections are
 // closed; what the volumes still work on is waited for nevertheless, and ctx's error returned.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.mu.Lock()
-	s.closing = true
-	for l := range s.listeners {
-		l.Close()
-	}
-	for conn, c := range s.conns {
-		if c != nil {
-			c.askLogout(s.cfg.LogoutTimeout)
-		} else {
-			// A login ends at its next read: there is nothing in flight.
-			conn.SetReadDeadline(time.Unix(1, 0))
-		}
-	}
-	s.mu.Unlock()
-	s.cancel()
-	s.upkeep.Wait()
-
-	gone := make(chan struct{})
-	go func() {
-		s.clients.Wait()
-		close(gone)
-	}()
-	polite := time.NewTimer(s.cfg.LogoutTimeout)
+	polite := time.AfterFunc(s.cfg.LogoutTimeout, func() { s.clients.Each(func(c *session) { c.stream.Stop() }) })
 	defer polite.Stop()
-	for {
-		select {
-		case <-gone:
-			return nil
-		case <-polite.C:
-			s.eachSession((*session).stop)
-		case <-ctx.Done():
-			s.eachSession(func(c *session) { c.end(stream.ErrStopped) })
-			<-gone
-			return ctx.Err()
-		}
-	}
-}
-
-func (s *Server) eachSession(fn func(*session)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.conns {
-		if c != nil {
-			fn(c)
-		}
-	}
+	err := s.clients.Shutdown(ctx)
+	s.upkeep.Wait()
+	return err
 }
 
 // upkeepEvery is how often sessions and units are looked at.
@@ -368,7 +215,7 @@ func (s *Server) keep() {
 	defer t.Stop()
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-s.clients.Context().Done():
 			return
 		case <-t.C:
 		}
@@ -382,7 +229,7 @@ func (s *Server) keep() {
 			u.update(s.cfg.Volumes.Changes())
 			u.tellPaths()
 		}
-		s.eachSession(s.checkAlive)
+		s.clients.Each(s.checkAlive)
 	}
 }
 
@@ -402,7 +249,7 @@ func (s *Server) checkAlive(c *session) {
 // evictStalled ends sessions whose initiators hold memory that others wait for.
 func (s *Server) evictStalled() {
 	since := time.Now().Add(-s.cfg.StallTimeout)
-	s.eachSession(func(c *session) {
+	s.clients.Each(func(c *session) {
 		if c.stream.Stalled(since) || c.starved(since) {
 			s.evicted.Add(1)
 			c.log.Warn("session is ended", "reason", errStalled, "bytes", c.stream.Held())
@@ -414,7 +261,7 @@ func (s *Server) evictStalled() {
 // Sessions describes the initiators that are logged in, by ID.
 func (s *Server) Sessions() []SessionInfo {
 	var list []SessionInfo
-	s.eachSession(func(c *session) { list = append(list, c.snapshot()) })
+	s.clients.Each(func(c *session) { list = append(list, c.snapshot()) })
 	slices.SortFunc(list, func(a, b SessionInfo) int { return cmp.Compare(a.ID, b.ID) })
 	return list
 }
@@ -423,20 +270,17 @@ func (s *Server) Sessions() []SessionInfo {
 func (s *Server) Counters() Counters {
 	var sum counters
 	c := Counters{
-		Accepted: s.accepted.Load(), NotAllowed: s.refused.Load(), TooMany: s.tooMany.Load(), Failed: s.failed.Load(), BadLogins: s.denied.Load(),
-		Evicted: s.evicted.Load(), BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit, MaxConnections: s.cfg.MaxConnections,
+		Counters: s.clients.Counters(), Failed: s.failed.Load(), BadLogins: s.denied.Load(), Evicted: s.evicted.Load(),
+		BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit,
 	}
-	s.mu.Lock()
-	sum.add(&s.past)
-	c.Connections = len(s.conns)
-	for _, n := range s.conns {
-		if n != nil {
+	s.clients.View(func(sessions iter.Seq[*session]) {
+		sum.add(&s.past)
+		for n := range sessions {
 			sum.add(n.stats)
 			c.Sessions++
 			c.InFlight += n.inFlight()
 		}
-	}
-	s.mu.Unlock()
+	})
 	c.Requests, c.Errors, c.Rejects = sum.requests(), sum.errors.Load(), sum.rejects.Load()
 	c.ReadBytes, c.WrittenBytes = sum.readBytes.Load(), sum.writtenBytes.Load()
 	return c

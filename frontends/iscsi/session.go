@@ -137,8 +137,11 @@ func (s *session) end(why error) {
 	s.stream.Cut()
 }
 
-// stop makes the session end when what it has received is answered.
-func (s *session) stop() { s.stream.Stop() }
+// Stop asks the initiator to log out. Shutdown waits for that only for a while.
+func (s *session) Stop() { s.askLogout(s.server.cfg.LogoutTimeout) }
+
+// Cut ends the session at once.
+func (s *session) Cut() { s.end(stream.ErrStopped) }
 
 // readLoop takes requests until there are no more.
 func (s *session) readLoop() error {

@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/iscsi/internal/scsi"
 )
 
@@ -55,25 +56,22 @@ func (c *counters) requests() Requests {
 // Counters is a snapshot of what the server did since it was made. All but the last
 // five only grow.
 type Counters struct {
+	listen.Counters // of connections
+
 	Requests     Requests
 	Errors       uint64 // commands with another status than GOOD
 	Rejects      uint64 // PDUs that were not understood or not allowed
 	ReadBytes    uint64 // asked for by reads
 	WrittenBytes uint64 // asked for by writes
 
-	Accepted   uint64 // connections accepted
-	NotAllowed uint64 // connections closed at once: address not in Config.Allow
-	TooMany    uint64 // connections closed at once: Config.MaxConnections
-	Failed     uint64 // connections that ended in the login
-	BadLogins  uint64 // of them, refused for want of a right name or secret
-	Evicted    uint64 // sessions ended because their initiator stalled, or was silent
+	Failed    uint64 // connections that ended in the login
+	BadLogins uint64 // of them, refused for want of a right name or secret
+	Evicted   uint64 // sessions ended because their initiator stalled, or was silent
 
-	Connections    int   // now, logins included
-	Sessions       int   // now
-	InFlight       int64 // answers that are not sent, and commands, now
-	BufferBytes    int64 // of Config.MemoryLimit in use now
-	MemoryLimit    int64 // bytes
-	MaxConnections int
+	Sessions    int   // now
+	InFlight    int64 // answers that are not sent, and commands, now
+	BufferBytes int64 // of Config.MemoryLimit in use now
+	MemoryLimit int64 // bytes
 }
 
 // SessionInfo is what is known of one initiator.

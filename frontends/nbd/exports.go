@@ -8,6 +8,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/nbd/internal/wire"
 	"sheepdog/vdi"
 )
@@ -47,7 +48,7 @@ func resolve(export string, try func(name, tag string) error) error {
 }
 
 func (n *negotiation) open(ctx context.Context, export string) (v Volume, err error) {
-	client := "nbd " + peerName(n.conn)
+	client := "nbd " + listen.PeerName(n.conn)
 	err = resolve(export, func(name, tag string) error {
 		v, err = n.server.cfg.Volumes.Open(ctx, name, tag, client)
 		return err

@@ -54,13 +54,15 @@ func FuzzSession(f *testing.F) {
 		f.Fatal(err)
 	}
 	go s.Serve(f.Context(), l)
+	pipes := make(pipeListener)
+	go s.Serve(f.Context(), pipes)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		socket, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		ours, pipe := net.Pipe()
-		s.accept(ours)
+		pipes <- ours
 		for _, conn := range []net.Conn{socket, pipe} {
 			conn.SetDeadline(time.Now().Add(10 * time.Second))
 			go func() {
@@ -84,3 +86,10 @@ func FuzzSession(f *testing.F) {
 		}
 	})
 }
+
+// pipeListener accepts what is put into it.
+type pipeListener chan net.Conn
+
+func (l pipeListener) Accept() (net.Conn, error) { return <-l, nil }
+func (l pipeListener) Close() error              { return nil }
+func (l pipeListener) Addr() net.Addr            { return &net.UnixAddr{Net: "pipe"} }

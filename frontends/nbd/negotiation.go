@@ -10,6 +10,7 @@ import (
 	"net"
 	"time"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/nbd/internal/wire"
 )
@@ -19,7 +20,8 @@ import (
 // what came over TLS, and what follows NBD_OPT_GO belongs to the session.
 type negotiation struct {
 	server *Server
-	conn   net.Conn // changes with NBD_OPT_STARTTLS
+	raw    net.Conn
+	conn   net.Conn // raw, or TLS over it after NBD_OPT_STARTTLS
 	log    *slog.Logger
 
 	noZeroes bool
@@ -53,8 +55,7 @@ const (
 // run negotiates until the client chose an export; the connection is the caller's to
 // close. It leaves no deadline on the connection.
 func (n *negotiation) run(ctx context.Context) error {
-	raw := n.conn
-	if err := raw.SetDeadline(time.Now().Add(n.server.cfg.HandshakeTimeout)); err != nil {
+	if err := n.extend(); err != nil {
 		return err
 	}
 	if err := n.greet(); err != nil {
@@ -71,20 +72,15 @@ func (n *negotiation) run(ctx context.Context) error {
 		}
 		if done {
 			// Shutdown's deadline may have been lost with this: the caller looks for it.
-			return raw.SetDeadline(time.Time{})
+			return n.raw.SetDeadline(time.Time{})
 		}
 	}
 	return fmt.Errorf("%w: too many options", errProtocol)
 }
 
-// extend gives a client that asks about one export after another its time anew.
+// extend gives a client its time, anew if it asks about one export after another.
 func (n *negotiation) extend() error {
-	n.server.mu.Lock()
-	defer n.server.mu.Unlock()
-	if n.server.closing {
-		return nil // Shutdown's deadline must stay
-	}
-	return n.conn.SetDeadline(time.Now().Add(n.server.cfg.HandshakeTimeout))
+	return n.server.clients.Extend(n.raw, time.Now().Add(n.server.cfg.HandshakeTimeout))
 }
 
 // greet exchanges handshake and client flags.
@@ -279,7 +275,7 @@ func (n *negotiation) optExtendedHeaders(_ context.Context, option uint32, data 
 // describe says what was negotiated.
 func (n *negotiation) describe(id uint64) SessionInfo {
 	i := SessionInfo{
-		ID: id, Peer: peerName(n.conn), Listener: n.conn.LocalAddr().String(), Export: n.export, Size: n.volume.Size(), ReadOnly: n.volume.ReadOnly(),
+		ID: id, Peer: listen.PeerName(n.conn), Listener: n.conn.LocalAddr().String(), Export: n.export, Size: n.volume.Size(), ReadOnly: n.volume.ReadOnly(),
 		TLS: n.tls, Headers: n.headers.String(), Started: time.Now(),
 	}
 	for _, c := range n.selected {

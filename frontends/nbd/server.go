@@ -1,18 +1,20 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/nbd/internal/wire"
 )
@@ -58,29 +60,20 @@ type Config struct {
 	LingerTimeout time.Duration
 }
 
-func orDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
-}
-
 func (c *Config) validate() error {
-	orDefault(&c.Logger, slog.New(slog.DiscardHandler))
-	orDefault(&c.MaxConnections, 4096)
-	orDefault(&c.MemoryLimit, 1<<30)
-	orDefault(&c.SessionMemory, 96<<20)
-	orDefault(&c.SessionRequests, 1024)
-	orDefault(&c.HandshakeTimeout, time.Minute)
-	orDefault(&c.StallTimeout, 30*time.Second)
-	orDefault(&c.LingerTimeout, 10*time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
+	c.MaxConnections = cmp.Or(c.MaxConnections, 4096)
+	c.MemoryLimit = cmp.Or(c.MemoryLimit, 1<<30)
+	c.SessionMemory = cmp.Or(c.SessionMemory, 96<<20)
+	c.SessionRequests = cmp.Or(c.SessionRequests, 1024)
+	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, time.Minute)
+	c.StallTimeout = cmp.Or(c.StallTimeout, 30*time.Second)
+	c.LingerTimeout = cmp.Or(c.LingerTimeout, 10*time.Second)
 	switch {
 	case c.Volumes == nil:
 		return errors.New("nbd: no volumes to export")
 	case c.TLSRequired && c.TLS == nil:
 		return errors.New("nbd: TLS is required but there is no certificate")
-	case c.MaxConnections < 1:
-		return fmt.Errorf("nbd: at most %d connections: must be at least 1", c.MaxConnections)
 	case c.MemoryLimit < 8*MaxPayload:
 		return fmt.Errorf("nbd: memory limit of %d bytes: must be at least %d", c.MemoryLimit, 8*MaxPayload)
 	case c.SessionMemory < 2*MaxPayload:
@@ -93,28 +86,17 @@ func (c *Config) validate() error {
 
 // Server serves volumes to NBD clients. Its methods may be called from any goroutine.
 type Server struct {
-	cfg    Config
-	log    *slog.Logger
-	budget *stream.Budget
+	cfg     Config
+	log     *slog.Logger
+	budget  *stream.Budget
+	clients *listen.Acceptor[*session]
 
-	ctx    context.Context // of handshakes: ends with Shutdown
-	cancel context.CancelFunc
+	lastID  atomic.Uint64
+	past    counters // of sessions that ended
+	failed  atomic.Uint64
+	evicted atomic.Uint64
 
-	mu        sync.Mutex
-	listeners map[net.Listener]struct{}
-	conns     map[net.Conn]*session // nil during the handshake
-	closing   bool
-	clients   sync.WaitGroup
-
-	lastID   atomic.Uint64
-	past     counters // of sessions that ended
-	accepted atomic.Uint64
-	refused  atomic.Uint64
-	tooMany  atomic.Uint64
-	failed   atomic.Uint64
-	evicted  atomic.Uint64
-
-	refusedLog, failureLog, acceptLog stream.Quiet
+	failureLog stream.Quiet
 }
 
 // New makes a Server. It serves nothing before Serve.
@@ -122,8 +104,12 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]*session{}}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s := &Server{cfg: cfg, log: cfg.Logger}
+	var err error
+	s.clients, err = listen.New[*session](listen.Config{Protocol: "NBD", Logger: cfg.Logger, Allow: cfg.Allow, MaxConnections: cfg.MaxConnections}, s.serve)
+	if err != nil {
+		return nil, err
+	}
 	s.budget = stream.NewBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), s.evictStalled)
 	return s, nil
 }
@@ -131,134 +117,24 @@ func New(cfg Config) (*Server, error) {
 // Serve accepts connections from l until ctx ends or Shutdown is called, and then
 // closes l and returns nil. Sessions outlive it until Shutdown. It may be called for
 // several listeners at once.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	s.mu.Lock()
-	if s.closing {
-		s.mu.Unlock()
-		l.Close()
-		return nil
-	}
-	s.listeners[l] = struct{}{}
-	s.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer func() {
-		stop()
-		l.Close()
-		s.mu.Lock()
-		delete(s.listeners, l)
-		s.mu.Unlock()
-	}()
-	s.log.Info("serving NBD", "address", l.Addr().String())
-	for {
-		conn, err := l.Accept()
-		switch {
-		case err == nil:
-			s.accept(conn)
-		case ctx.Err() != nil || s.isClosing():
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("nbd: accept: %w", err)
-		default:
-			// Out of file descriptors, most likely: others may be closed soon.
-			s.acceptLog.Warn(s.log, "accept failed", "err", err)
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-			case <-s.ctx.Done():
-			}
-		}
-	}
-}
+func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.clients.Serve(ctx, l) }
 
-// accept lets a connection in, or closes it.
-func (s *Server) accept(conn net.Conn) {
-	s.accepted.Add(1)
-	if !s.allowed(conn.RemoteAddr()) {
-		s.refused.Add(1)
-		s.refusedLog.Warn(s.log, "connection refused: address is not allowed", "peer", conn.RemoteAddr().String())
-		conn.Close()
-		return
-	}
-	s.mu.Lock()
-	switch {
-	case s.closing:
-		s.mu.Unlock()
-		conn.Close()
-		return
-	case len(s.conns) >= s.cfg.MaxConnections:
-		s.mu.Unlock()
-		s.tooMany.Add(1)
-		s.refusedLog.Warn(s.log, "connection refused: too many connections", "peer", conn.RemoteAddr().String(), "limit", s.cfg.MaxConnections)
-		conn.Close()
-		return
-	}
-	s.conns[conn] = nil
-	s.clients.Add(1)
-	s.mu.Unlock()
-	go func() {
-		defer s.clients.Done()
-		s.serveConn(conn)
-		conn.Close()
-		s.mu.Lock()
-		delete(s.conns, conn)
-		s.mu.Unlock()
-	}()
-}
-
-// allowed applies Config.Allow.
-func (s *Server) allowed(a net.Addr) bool {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok || len(s.cfg.Allow) == 0 {
-		return true
-	}
-	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
-	return slices.ContainsFunc(s.cfg.Allow, func(p netip.Prefix) bool { return p.Contains(ip) })
-}
-
-// keepalive finds clients whose machine is gone within about a minute.
-var keepalive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
-
-// unixSendBuffer is asked of the kernel for a unix socket, in bytes: a long read's
-// reply in one piece. It gives no more than net.core.wmem_max.
-const unixSendBuffer = 2 << 20
-
-// serveConn takes a client through the handshake and serves it.
-func (s *Server) serveConn(conn net.Conn) {
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		if err := tcp.SetKeepAliveConfig(keepalive); err != nil {
-			s.log.Debug("keepalive cannot be set", "err", err)
-		}
-	}
-	if unix, ok := conn.(*net.UnixConn); ok {
-		// A unix socket holds no more than this buffer, however fast its client reads;
-		// TCP's is left alone because the kernel sizes it better.
-		if err := unix.SetWriteBuffer(unixSendBuffer); err != nil {
-			s.log.Debug("send buffer cannot be set", "err", err)
-		}
-	}
-	n := &negotiation{server: s, conn: conn, log: s.log.With("peer", peerName(conn))}
-	if err := n.run(s.ctx); err != nil {
+// serve takes a client through the handshake and serves it.
+func (s *Server) serve(conn net.Conn) {
+	n := &negotiation{server: s, raw: conn, conn: conn, log: s.log.With("peer", listen.PeerName(conn))}
+	if err := n.run(s.clients.Context()); err != nil {
 		if !errors.Is(err, errAborted) {
 			s.failed.Add(1)
 		}
 		n.log.Debug("handshake ended", "reason", err)
 		return
 	}
-	c := newSession(s, n.conn, new(counters), n)
+	c := newSession(s, n)
 	c.info = n.describe(s.lastID.Add(1))
-	s.mu.Lock()
-	s.conns[conn] = c
-	closing := s.closing
-	s.mu.Unlock()
-	if closing {
-		c.stop()
-	}
+	s.clients.Enter(conn, c)
 	c.log.Info("session began", "session", c.info.ID, "read_only", c.readOnly, "tls", c.info.TLS, "headers", c.info.Headers)
 	err := c.run()
-	s.mu.Lock()
-	s.conns[conn] = nil
-	s.past.add(c.stats)
-	s.mu.Unlock()
+	s.clients.Leave(conn, func() { s.past.add(c.stats) })
 	c.log.Info("session ended", "session", c.info.ID, "reason", reason(err))
 }
 
@@ -269,107 +145,43 @@ func reason(err error) string {
 	return err.Error()
 }
 
-func peerName(conn net.Conn) string {
-	if conn.RemoteAddr().Network() == "unix" {
-		return "unix"
-	}
-	return conn.RemoteAddr().String()
-}
-
-func (s *Server) isClosing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closing
-}
-
 // Shutdown stops accepting, lets every session answer what it has received, and
 // returns when all are gone. If ctx ends first, the connections are closed; what the
 // volumes still work on is waited for nevertheless, and ctx's error returned.
-func (s *Server) Shutdown(ctx context.Context) error {
-	s.mu.Lock()
-	s.closing = true
-	for l := range s.listeners {
-		l.Close()
-	}
-	for conn, c := range s.conns {
-		if c != nil {
-			c.stop()
-		} else {
-			// A handshake ends at its next read: there is nothing in flight.
-			conn.SetReadDeadline(time.Unix(1, 0))
-		}
-	}
-	s.mu.Unlock()
-	s.cancel()
-
-	gone := make(chan struct{})
-	go func() {
-		s.clients.Wait()
-		close(gone)
-	}()
-	select {
-	case <-gone:
-		return nil
-	case <-ctx.Done():
-	}
-	s.mu.Lock()
-	for conn, c := range s.conns {
-		if c != nil {
-			c.cancel()
-		}
-		conn.Close()
-	}
-	s.mu.Unlock()
-	<-gone
-	return ctx.Err()
-}
+func (s *Server) Shutdown(ctx context.Context) error { return s.clients.Shutdown(ctx) }
 
 // evictStalled ends sessions whose clients hold memory that others wait for.
 func (s *Server) evictStalled() {
 	since := time.Now().Add(-s.cfg.StallTimeout)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for conn, c := range s.conns {
-		if c != nil && c.stream.Stalled(since) {
+	s.clients.Each(func(c *session) {
+		if c.stream.Stalled(since) {
 			s.evicted.Add(1)
 			c.log.Warn("session is ended", "reason", errStalled, "bytes", c.stream.Held())
-			conn.Close()
+			c.raw.Close()
 		}
-	}
+	})
 }
 
 // Sessions describes the clients in the transmission phase, by ID.
 func (s *Server) Sessions() []SessionInfo {
-	s.mu.Lock()
-	list := make([]SessionInfo, 0, len(s.conns))
-	for _, c := range s.conns {
-		if c != nil {
-			list = append(list, c.snapshot())
-		}
-	}
-	s.mu.Unlock()
-	slices.SortFunc(list, func(a, b SessionInfo) int { return int(int64(a.ID) - int64(b.ID)) })
+	var list []SessionInfo
+	s.clients.Each(func(c *session) { list = append(list, c.snapshot()) })
+	slices.SortFunc(list, func(a, b SessionInfo) int { return cmp.Compare(a.ID, b.ID) })
 	return list
 }
 
 // Counters returns what the server did so far.
 func (s *Server) Counters() Counters {
 	var sum counters
-	c := Counters{
-		Accepted: s.accepted.Load(), NotAllowed: s.refused.Load(), TooMany: s.tooMany.Load(), Failed: s.failed.Load(), Evicted: s.evicted.Load(),
-		BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit, MaxConnections: s.cfg.MaxConnections,
-	}
-	s.mu.Lock()
-	sum.add(&s.past)
-	c.Connections = len(s.conns)
-	for _, n := range s.conns {
-		if n != nil {
+	c := Counters{Counters: s.clients.Counters(), Failed: s.failed.Load(), Evicted: s.evicted.Load(), BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit}
+	s.clients.View(func(sessions iter.Seq[*session]) {
+		sum.add(&s.past)
+		for n := range sessions {
 			sum.add(n.stats)
 			c.Sessions++
 			c.InFlight += n.stream.InFlight()
 		}
-	}
-	s.mu.Unlock()
+	})
 	c.Requests, c.Errors = sum.byCommand(), sum.errors.Load()
 	c.ReadBytes, c.WrittenBytes = sum.readBytes.Load(), sum.sentBytes.Load()
 	return c

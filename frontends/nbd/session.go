@@ -16,6 +16,7 @@ import (
 type session struct {
 	server *Server
 	info   SessionInfo // what does not change
+	raw    net.Conn    // below TLS, if there is any
 	stream *stream.Stream
 	log    *slog.Logger
 	stats  *counters
@@ -34,10 +35,10 @@ type session struct {
 // maxSlow bounds the slow commands of one session that run at a time.
 const maxSlow = 8
 
-func newSession(s *Server, conn net.Conn, stats *counters, n *negotiation) *session {
+func newSession(s *Server, n *negotiation) *session {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &session{
-		server: s, stream: stream.New(conn, s.budget, s.cfg.SessionMemory, n.volume.Kick), log: n.log.With("export", n.export), stats: stats,
+		server: s, raw: n.raw, stream: stream.New(n.conn, s.budget, s.cfg.SessionMemory, n.volume.Kick), log: n.log.With("export", n.export), stats: new(counters),
 		vol: n.volume, size: uint64(n.volume.Size()), readOnly: n.volume.ReadOnly(), headers: n.headers, contexts: n.selected,
 		ctx: ctx, cancel: cancel, slow: make(chan struct{}, maxSlow),
 	}
@@ -69,8 +70,14 @@ func (s *session) run() error {
 	return err
 }
 
-// stop makes the reader stop: no further request is taken, those in flight are answered.
-func (s *session) stop() { s.stream.Stop() }
+// Stop makes the reader stop: no further request is taken, those in flight are answered.
+func (s *session) Stop() { s.stream.Stop() }
+
+// Cut ends the session at once: nobody waits for a TLS alert to be sent.
+func (s *session) Cut() {
+	s.cancel()
+	s.raw.Close()
+}
 
 // readLoop takes requests until there are no more; nil after NBD_CMD_DISC.
 func (s *session) readLoop() error {

@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/nbd/internal/wire"
 )
 
@@ -56,23 +57,20 @@ func (c *counters) byCommand() Requests {
 // Counters is a snapshot of what the server did since it was made. All but the last
 // five only grow.
 type Counters struct {
+	listen.Counters // of connections
+
 	Requests     Requests // received, refused ones included
 	Errors       uint64   // requests answered with an error
 	ReadBytes    uint64   // asked for by read requests
 	WrittenBytes uint64   // asked for by write requests
 
-	Accepted   uint64 // connections accepted
-	NotAllowed uint64 // connections closed at once: address not in Config.Allow
-	TooMany    uint64 // connections closed at once: Config.MaxSessions
-	Failed     uint64 // connections that ended in the handshake by an error
-	Evicted    uint64 // sessions ended because their client stalled while others waited for memory
+	Failed  uint64 // connections that ended in the handshake by an error
+	Evicted uint64 // sessions ended because their client stalled while others waited for memory
 
-	Connections    int   // now, handshakes included
-	Sessions       int   // now, in the transmission phase
-	InFlight       int64 // requests now
-	BufferBytes    int64 // of Config.MemoryLimit in use now
-	MemoryLimit    int64 // bytes
-	MaxConnections int
+	Sessions    int   // now, in the transmission phase
+	InFlight    int64 // requests now
+	BufferBytes int64 // of Config.MemoryLimit in use now
+	MemoryLimit int64 // bytes
 }
 
 // SessionInfo is what is known of one client in the transmission phase.

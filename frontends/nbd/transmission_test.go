@@ -745,7 +745,7 @@ func TestShutdownDrains(t *testing.T) {
 		defer cancel()
 		over <- h.Shutdown(ctx)
 	}()
-	h.eventually("no shutdown", h.isClosing)
+	h.eventually("no shutdown", func() bool { return h.clients.Context().Err() != nil })
 	select {
 	case err := <-over:
 		t.Fatalf("shutdown did not wait: %v", err)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/sheepdog/internal/wire"
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
@@ -41,7 +42,7 @@ func (s *session) attach(vid object.VID, write bool) (*attached, error) {
 	a := s.attached[vid]
 	if a == nil {
 		s.dropUnused()
-		vol, err := s.server.cfg.Volumes.OpenVID(vid, "sheepdog "+peerName(s.conn), h.Snapshot)
+		vol, err := s.server.cfg.Volumes.OpenVID(vid, "sheepdog "+listen.PeerName(s.conn), h.Snapshot)
 		if err != nil {
 			return nil, err
 		}

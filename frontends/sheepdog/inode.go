@@ -185,21 +185,17 @@ func (s *session) deletesSnapshot(h vdi.Header) bool {
 
 // hasIO reports whether another connection of the session's host, made before that time, is one for data of the
 // family, or may become it.
-func (s *Server) hasIO(other *session, family uint64, before time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.conns {
+func (s *Server) hasIO(other *session, family uint64, before time.Time) (has bool) {
+	s.clients.Each(func(c *session) {
 		if c == other || c.host != other.host || !c.info.Started.Before(before) {
-			continue
+			return
 		}
 		c.mu.Lock()
 		uses := c.family
 		c.mu.Unlock()
-		if uses == family || uses == 0 && !c.used.Load() {
-			return true
-		}
-	}
-	return false
+		has = has || uses == family || uses == 0 && !c.used.Load()
+	})
+	return has
 }
 
 func allZero(b []byte) bool {

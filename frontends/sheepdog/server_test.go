@@ -325,13 +325,14 @@ func TestLeavesNothing(t *testing.T) {
 		conn.Write(message(t, []string{"op=2", fmt.Sprintf("oid=%d", 1<<63|uint64(v.VID)<<32), "want=4198968"}))
 		conn.Close()
 	}
-	for until := time.Now().Add(20 * time.Second); runtime.NumGoroutine() > before+2 || h.server.budget.InUse() > 0; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(until) {
-			t.Fatalf("%d goroutines, %d before; %d bytes", runtime.NumGoroutine(), before, h.server.budget.InUse())
-		}
+	isClean := func() bool {
+		c := h.server.Counters()
+		return c.Accepted == 30 && c.Connections == 0 && c.InFlight == 0 && c.BufferBytes == 0 && runtime.NumGoroutine() <= before+2
 	}
-	if c := h.server.Counters(); c.Connections != 0 || c.InFlight != 0 {
-		t.Errorf("%+v", c)
+	for until := time.Now().Add(20 * time.Second); !isClean(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("%d goroutines, %d before; %+v", runtime.NumGoroutine(), before, h.server.Counters())
+		}
 	}
 }
 
@@ -361,15 +362,13 @@ func TestAttachedIsBounded(t *testing.T) {
 			t.Fatalf("% x", header)
 		}
 	}
-	h.server.mu.Lock()
-	defer h.server.mu.Unlock()
-	for _, c := range h.server.conns {
+	h.server.clients.Each(func(c *session) {
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		if n := len(c.attached); n > maxAttached {
 			t.Errorf("%d volumes are attached", n)
 		}
-		c.mu.Unlock()
-	}
+	})
 }
 
 // Any bytes on a connection: the server neither falls nor keeps anything of it.

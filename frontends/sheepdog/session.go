@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/sheepdog/internal/wire"
 	"sheepdog/storage/object"
@@ -56,11 +57,20 @@ const (
 func newSession(s *Server, conn net.Conn) *session {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &session{
-		server: s, conn: conn, host: hostOf(conn), log: s.log.With("peer", peerName(conn)), stats: new(counters),
+		server: s, conn: conn, host: hostOf(conn), log: s.log.With("peer", listen.PeerName(conn)), stats: new(counters),
 		ctx: ctx, cancel: cancel, slow: make(chan struct{}, maxSlow), attached: map[object.VID]*attached{},
 	}
 	c.stream = stream.New(conn, s.budget, s.cfg.SessionMemory, c.kick)
 	return c
+}
+
+// Stop makes the session end when what it has carried out is answered.
+func (s *session) Stop() { s.stream.Stop() }
+
+// Cut ends the session at once.
+func (s *session) Cut() {
+	s.cancel()
+	s.stream.Cut()
 }
 
 // run serves the client until it or we end the session, and returns why. When run returns
@@ -240,7 +250,7 @@ func (s *session) kick() {
 func (s *session) failed(o *op, result wire.Result, err error) {
 	s.stats.errors.Add(1)
 	if ours(result) {
-		s.server.failureLog.warn(s.log, "request failed", "op", nameOf(o.wire.Op), "object", object.ID(o.obj.OID).String(), "result", uint32(result), "err", err)
+		s.server.failureLog.Warn(s.log, "request failed", "op", nameOf(o.wire.Op), "object", object.ID(o.obj.OID).String(), "result", uint32(result), "err", err)
 		return
 	}
 	s.log.Debug("request refused", "op", nameOf(o.wire.Op), "object", object.ID(o.obj.OID).String(), "result", uint32(result), "err", err)

@@ -1,10 +1,13 @@
 package sheepdog
 
 import (
+	"cmp"
+	"iter"
 	"slices"
 	"sync/atomic"
 	"time"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/sheepdog/internal/wire"
 )
 
@@ -50,21 +53,18 @@ func (c *counters) byOperation() map[string]uint64 {
 // Counters is a snapshot of what the server did since it was made. All but the last
 // five only grow.
 type Counters struct {
+	listen.Counters // of connections
+
 	Requests     map[string]uint64 // received, refused ones included, by operation
 	Errors       uint64            // requests answered with an error
 	ReadBytes    uint64            // asked for by reads
 	WrittenBytes uint64            // of payloads
 
-	Accepted   uint64 // connections accepted
-	NotAllowed uint64 // connections closed at once: address not in Config.Allow
-	TooMany    uint64 // connections closed at once: Config.MaxConnections
-	Evicted    uint64 // sessions ended because their client stalled while others waited for memory
+	Evicted uint64 // sessions ended because their client stalled while others waited for memory
 
-	Connections    int   // now
-	InFlight       int64 // requests now
-	BufferBytes    int64 // of Config.MemoryLimit in use now
-	MemoryLimit    int64 // bytes
-	MaxConnections int
+	InFlight    int64 // requests now
+	BufferBytes int64 // of Config.MemoryLimit in use now
+	MemoryLimit int64 // bytes
 }
 
 // SessionInfo is what is known of one connection that uses a volume.
@@ -107,33 +107,27 @@ func (s *session) snapshot() SessionInfo {
 
 // Sessions describes the connections that use volumes, by ID.
 func (s *Server) Sessions() []SessionInfo {
-	s.mu.Lock()
-	list := make([]SessionInfo, 0, len(s.conns))
-	for _, c := range s.conns {
+	var list []SessionInfo
+	s.clients.Each(func(c *session) {
 		if i := c.snapshot(); i.Export != "" {
 			list = append(list, i)
 		}
-	}
-	s.mu.Unlock()
-	slices.SortFunc(list, func(a, b SessionInfo) int { return int(int64(a.ID) - int64(b.ID)) })
+	})
+	slices.SortFunc(list, func(a, b SessionInfo) int { return cmp.Compare(a.ID, b.ID) })
 	return list
 }
 
 // Counters returns what the server did so far.
 func (s *Server) Counters() Counters {
 	var sum counters
-	c := Counters{
-		Accepted: s.accepted.Load(), NotAllowed: s.refused.Load(), TooMany: s.tooMany.Load(), Evicted: s.evicted.Load(),
-		BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit, MaxConnections: s.cfg.MaxConnections,
-	}
-	s.mu.Lock()
-	sum.add(&s.past)
-	c.Connections = len(s.conns)
-	for _, n := range s.conns {
-		sum.add(n.stats)
-		c.InFlight += n.stream.InFlight()
-	}
-	s.mu.Unlock()
+	c := Counters{Counters: s.clients.Counters(), Evicted: s.evicted.Load(), BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit}
+	s.clients.View(func(sessions iter.Seq[*session]) {
+		sum.add(&s.past)
+		for n := range sessions {
+			sum.add(n.stats)
+			c.InFlight += n.stream.InFlight()
+		}
+	})
 	c.Requests, c.Errors = sum.byOperation(), sum.errors.Load()
 	c.ReadBytes, c.WrittenBytes = sum.readBytes.Load(), sum.sentBytes.Load()
 	return c

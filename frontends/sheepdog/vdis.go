@@ -29,7 +29,7 @@ func (s *session) find(o *op) (vdi.Header, error) {
 	case err != nil:
 		return h, err
 	case h.Objects() > vdi.NativeObjects:
-		s.server.tooLargeLog.warn(s.log, "volume refused: it has more objects than the native protocol can name; use NBD, or larger objects",
+		s.server.tooLargeLog.Warn(s.log, "volume refused: it has more objects than the native protocol can name; use NBD, or larger objects",
 			"vdi", h.Name, "objects", h.Objects(), "limit", vdi.NativeObjects)
 		return h, refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("%q has %d objects", h.Name, h.Objects()))
 	}
