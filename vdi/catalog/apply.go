@@ -56,6 +56,8 @@ func (s *state) apply(command []byte) (*VDI, error) {
 		return s.settled(c.Settled)
 	case c.Hold != nil:
 		return s.setHold(c.Hold)
+	case c.Record != nil:
+		return nil, s.setRecord(c.Record)
 	case c.Barrier != nil:
 		return nil, nil
 	}

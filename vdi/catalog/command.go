@@ -52,6 +52,7 @@ type Command struct {
 	Settled   *Settled   `json:"settled,omitempty"`
 	Barrier   *Barrier   `json:"barrier,omitempty"`
 	Hold      *SetHold   `json:"hold,omitempty"`
+	Record    *SetRecord `json:"record,omitempty"`
 }
 
 // Create makes an empty VDI: one without a map.
@@ -170,6 +171,14 @@ type Settled struct {
 // the one before.
 type SetHold struct {
 	Ref      Ref    `json:"ref"`
+	Revision uint64 `json:"revision"`
+	Text     string `json:"text"`
+}
+
+// SetRecord stores a text under a key of its own, beside all VDIs, if Revision is still that
+// of the one before, 0 for none; "" removes it.
+type SetRecord struct {
+	Key      string `json:"key"`
 	Revision uint64 `json:"revision"`
 	Text     string `json:"text"`
 }

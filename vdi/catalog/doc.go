@@ -10,4 +10,7 @@
 // Vids are given by the rule of the native protocol, because its clients search by it:
 // the low 24 bits of FNV-1a 64 of the name, then the next that is free. So that they
 // find what lies behind it, a freed vid stays in use while the next one is.
+//
+// Beside them it keeps records: short texts under keys, which mean something to who wrote them,
+// and change by their revision alone.
 package catalog

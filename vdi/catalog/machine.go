@@ -76,6 +76,7 @@ type saved struct {
 	Counter uint64       `json:"counter"`
 	VDIs    []*VDI       `json:"vdis"`
 	Freed   []object.VID `json:"freed"`
+	Records []Record     `json:"records,omitempty"`
 }
 
 // Snapshot encodes the state.
@@ -91,6 +92,7 @@ func (m *Machine) Snapshot() ([]byte, error) {
 		s.Freed = append(s.Freed, v)
 	}
 	slices.Sort(s.Freed)
+	s.Records = m.state.recordsWith("")
 	b, err := json.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encode catalog: %w", err)
@@ -114,6 +116,9 @@ func (m *Machine) Restore(b []byte) error {
 	}
 	for _, v := range s.Freed {
 		next.freed[v] = true
+	}
+	for _, r := range s.Records {
+		next.records[r.Key] = r
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

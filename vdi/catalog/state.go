@@ -14,6 +14,7 @@ type state struct {
 	vdis    map[object.VID]*VDI
 	freed   map[object.VID]bool // used by nobody, but their bit is still set: see free
 	names   map[string]*name    // of live VDIs and snapshots
+	records map[string]Record   // by key
 	putting func(*VDI)          // told of each that is put
 }
 
@@ -24,7 +25,7 @@ type name struct {
 }
 
 func newState() state {
-	return state{vdis: map[object.VID]*VDI{}, freed: map[object.VID]bool{}, names: map[string]*name{}, putting: func(*VDI) {}}
+	return state{vdis: map[object.VID]*VDI{}, freed: map[object.VID]bool{}, names: map[string]*name{}, records: map[string]Record{}, putting: func(*VDI) {}}
 }
 
 func (s *state) next() uint64 {
