@@ -25,6 +25,7 @@ type harness struct {
 	store *store
 	*Server
 	addr string
+	pong bool // clients answer pings by themselves
 }
 
 func serve(t *testing.T, change func(*Config)) *harness {
@@ -44,7 +45,7 @@ func serve(t *testing.T, change func(*Config)) *harness {
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(context.Background(), l) }()
-	h := &harness{t, st, s, l.Addr().String()}
+	h := &harness{t: t, store: st, Server: s, addr: l.Addr().String()}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
@@ -72,6 +73,7 @@ type client struct {
 	tag      uint32
 	header   bool // digests
 	data     bool
+	pong     bool
 	maxSN    uint32
 	answered map[string]string // keys of the login's last replies
 }
@@ -84,7 +86,7 @@ func (h *harness) dial() *client {
 	}
 	h.t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(30 * time.Second))
-	return &client{t: h.t, conn: conn, cmdSN: 100, answered: map[string]string{}}
+	return &client{t: h.t, conn: conn, pong: h.pong, cmdSN: 100, answered: map[string]string{}}
 }
 
 func text(pairs ...string) (b []byte) {
@@ -206,11 +208,25 @@ func (c *client) try() (h pdu.Header, data []byte, err error) {
 
 func (c *client) recv() (pdu.Header, []byte) {
 	c.t.Helper()
-	h, b, err := c.try()
-	if err != nil {
-		c.t.Fatalf("receive: %v", err)
+	for {
+		h, b, err := c.try()
+		if err != nil {
+			c.t.Fatalf("receive: %v", err)
+		}
+		if !c.pong || h.Op() != pdu.OpNOPIn {
+			return h, b
+		}
+		c.answerPing(h)
 	}
-	return h, b
+}
+
+func (c *client) answerPing(h pdu.Header) {
+	var q pdu.Header
+	q[0], q[1] = pdu.OpNOPOut|0x40, pdu.FlagFinal
+	binary.BigEndian.PutUint32(q[16:], pdu.NoTag)
+	copy(q[20:24], h[20:24])
+	binary.BigEndian.PutUint32(q[24:], c.cmdSN)
+	c.send(q, nil)
 }
 
 // gone fails unless the server closes the connection.

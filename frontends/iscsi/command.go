@@ -10,7 +10,7 @@ import (
 
 // takeCommand begins a SCSI command.
 func (s *session) takeCommand(h *pdu.Header, seg *segment) error {
-	if s.unit == nil { // discovery (RFC 7143 section 4.3)
+	if s.params.Discovery { // discovery (RFC 7143 section 4.3)
 		s.reject(h, pdu.RejectProtocol)
 		if !h.Immediate() {
 			s.credit()
@@ -29,11 +29,11 @@ func (s *session) takeCommand(h *pdu.Header, seg *segment) error {
 	}
 	s.current = t
 	t.outcome.Status = scsi.StatusGood
-	u := s.unit.view()
-	if t.lun != 0 {
-		u = nil
+	var u *scsi.Unit
+	if t.at != nil {
+		u = t.at.unit.view()
 	}
-	t.plan = scsi.Decide(u, h.CDB())
+	t.plan = scsi.Decide(u, s.port.Load(), h.CDB())
 	s.stats.begun(&t.plan)
 	if o := s.admit(t, u); o.Status != scsi.StatusGood {
 		t.refuse(o)
@@ -47,11 +47,11 @@ func (s *session) takeCommand(h *pdu.Header, seg *segment) error {
 func (s *session) admit(t *task, u *scsi.Unit) scsi.Outcome {
 	c := t.plan.Command
 	if u != nil && (c == nil || !c.Quiet) {
-		if code, ok := s.unit.attention(s); ok {
+		if code, ok := t.at.unit.attention(t.at); ok {
 			return scsi.Outcome{Status: scsi.StatusCheck, Sense: scsi.Sense{Code: code}}
 		}
 	}
-	if u != nil && c != nil && s.unit.conflicts(s.nexus, &t.plan) {
+	if u != nil && c != nil && t.at.unit.conflicts(s.nexus, &t.plan) {
 		return scsi.Outcome{Status: scsi.StatusConflict}
 	}
 	if t.plan.Kind == scsi.Refuse {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -25,11 +24,11 @@ type connection struct {
 	log    *slog.Logger
 
 	tsih      uint16
+	initiator string
 	commandSN uint32
 	statusSN  uint32
-	vol       Volume
-	disk      Disk
-	target    string // the disk's name as a target, as we spell it
+	place     place
+	vols      []Volume // of its disks
 }
 
 const (
@@ -46,7 +45,7 @@ func (c *connection) login() (*session, error) {
 	if err := s.clients.Extend(c.conn, time.Now().Add(s.cfg.LoginTimeout)); err != nil {
 		return nil, err
 	}
-	conf := login.Config{Auth: s.auth, Admit: s.mayLogin, PortalGroup: s.group()}
+	conf := login.Config{Auth: c.auth, Admit: c.mayLogin, PortalGroup: s.group()}
 	rand.Read(conf.Challenge[:]) // never fails
 	conf.ChallengeID = conf.Challenge[0] ^ conf.Challenge[7]
 	m := login.New(conf)
@@ -124,7 +123,7 @@ func (c *connection) begin(m *login.Machine, h *pdu.Header, r login.Reply) (*ses
 	if err := c.enter(p); err != nil {
 		return nil, c.refuse(h, loginStatusOf(err), "%v", err)
 	}
-	p.Target = c.target
+	p.Target = c.place.target
 	n := newSession(s, c.conn, p, h, c)
 	n.info = c.describe(p)
 	if err := c.register(n); err != nil {
@@ -153,22 +152,39 @@ func (c *connection) enter(p login.Params) error {
 	if p.Discovery {
 		return nil
 	}
-	d, err := s.resolve(p.Target)
-	if err != nil {
-		return err
+	// The name was looked for before; what is said of it may have changed while secrets were proven.
+	if status := c.mayLogin(p.Initiator, p.Target); status != pdu.LoginOK {
+		return &admitError{status}
 	}
-	c.disk, c.target = d, s.targetName(d.Name, d.Tag)
-	if err := s.replace(p, c.target); err != nil {
+	if err := s.replace(p, c.place.target); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(s.clients.Context(), s.cfg.LoginTimeout)
 	defer cancel()
-	v, err := s.cfg.Volumes.Open(ctx, d.Name, d.Tag, "iscsi "+p.Initiator+" "+c.conn.RemoteAddr().String())
-	if err != nil {
-		return err
+	c.initiator = p.Initiator
+	for _, at := range c.place.disks {
+		v, err := s.open(ctx, at.disk, c.client())
+		if err != nil {
+			c.closeAll()
+			return err
+		}
+		c.vols = append(c.vols, v)
 	}
-	c.vol = v
 	return nil
+}
+
+// client says for people who has a volume open.
+func (c *connection) client() string {
+	return "iscsi " + c.initiator + " " + c.conn.RemoteAddr().String()
+}
+
+func (c *connection) closeAll() {
+	for _, v := range c.vols {
+		if err := v.Close(); err != nil {
+			c.log.Warn("close of volume failed", "err", err)
+		}
+	}
+	c.vols = nil
 }
 
 // register makes the session known.
@@ -181,27 +197,18 @@ func (c *connection) register(n *session) error {
 		return errors.New("no session handle is free")
 	}
 	n.tsih, n.info.TSIH = tsih, tsih
-	if c.vol != nil {
-		u := s.units[c.target]
-		if u == nil {
-			u = newUnit(s, c.disk, c.target)
-			s.units[c.target] = u
-		}
-		u.sessions++
-		n.unit = u
-		u.join(n)
+	var list []*lun
+	for i, v := range c.vols {
+		list = append(list, s.attach(n, c.place.disks[i], v))
 	}
+	n.setLUNs(list)
 	return nil
 }
 
 // undo takes back a session that could not be registered.
 func (c *connection) undo(n *session) {
 	n.stream.Finish(0)
-	if c.vol != nil {
-		if err := c.vol.Close(); err != nil {
-			c.log.Warn("close of volume failed", "err", err)
-		}
-	}
+	c.closeAll()
 }
 
 // takeHandle gives a TSIH that no session has. The caller holds mu.
@@ -251,32 +258,11 @@ func (c *connection) describe(p login.Params) SessionInfo {
 		ID: c.server.lastID.Add(1), Peer: c.conn.RemoteAddr().String(), Listener: c.conn.LocalAddr().String(), Initiator: p.Initiator,
 		Target: p.Target, User: p.User, ISID: fmt.Sprintf("%x", p.ISID), Digests: digests, Started: time.Now(),
 	}
-	i.Name, i.Tag, i.ReadOnly = c.disk.Name, c.disk.Tag, c.disk.ReadOnly
+	i.ReadOnly = len(c.place.disks) > 0
+	for _, at := range c.place.disks {
+		i.ReadOnly = i.ReadOnly && at.disk.ReadOnly
+	}
 	return i
-}
-
-func (s *Server) auth(_, _ string) login.Auth {
-	c := s.cfg.Chap
-	return login.Auth{User: c.User, Secret: c.Secret, OurUser: c.OurUser, OurSecret: c.OurSecret}
-}
-
-// mayUse applies Config.Initiators.
-func (s *Server) mayUse(initiator string) bool {
-	return len(s.cfg.Initiators) == 0 || slices.ContainsFunc(s.cfg.Initiators, func(n string) bool { return strings.EqualFold(n, initiator) })
-}
-
-// mayLogin decides who may log in to what before it is asked for a secret.
-func (s *Server) mayLogin(initiator, target string) pdu.LoginStatus {
-	if !s.mayUse(initiator) {
-		return pdu.LoginForbidden
-	}
-	if target == "" {
-		return pdu.LoginOK
-	}
-	if _, err := s.resolve(target); err != nil {
-		return loginStatusOf(err)
-	}
-	return pdu.LoginOK
 }
 
 // targetName is the name by which initiators ask for a VDI or a snapshot.
@@ -291,34 +277,37 @@ func (s *Server) targetName(name, tag string) string {
 // snapshotMark separates a VDI's name from a snapshot's tag in a target's name.
 const snapshotMark = "."
 
-// resolve finds what a target's name stands for. A VDI's name may have a dot of its own, so the
-// whole goes first; then the last dot is the mark. iSCSI names have no upper case: what is
+// resolve finds what a target's name stands for: a group, or a VDI or snapshot. A VDI's name may have a dot of its
+// own, so the whole goes first; then the last dot is the mark. iSCSI names have no upper case: what is
 // not found as it is may be a VDI with capitals.
-func (s *Server) resolve(target string) (Disk, error) {
+func (s *Server) resolve(target string) (place, error) {
 	rest, ok := cutFold(target, s.cfg.Prefix+":")
 	if !ok || rest == "" {
-		return Disk{}, notFound(target)
+		return place{}, notFound(target)
+	}
+	if p, ok := s.groupOf(strings.ToLower(rest)); ok {
+		return p, nil
 	}
 	v := s.cfg.Volumes
 	d, err := v.Find(rest, "")
 	if err == nil {
-		return d, nil
+		return s.own(d), nil
 	}
 	if i := strings.LastIndex(rest, snapshotMark); i > 0 && i+1 < len(rest) {
 		if d, err := v.Find(rest[:i], rest[i+1:]); err == nil {
-			return d, nil
+			return s.own(d), nil
 		}
 	}
 	list, err := v.List(context.Background())
 	if err != nil {
-		return Disk{}, err
+		return place{}, err
 	}
 	for _, d := range list {
 		if strings.EqualFold(s.targetName(d.Name, d.Tag), target) {
-			return d, nil
+			return s.own(d), nil
 		}
 	}
-	return Disk{}, notFound(target)
+	return place{}, notFound(target)
 }
 
 func cutFold(s, prefix string) (string, bool) {

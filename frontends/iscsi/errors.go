@@ -58,6 +58,10 @@ func outcomeOf(err error, writes bool) scsi.Outcome {
 
 // loginStatusOf gives how a login ends that failed with err.
 func loginStatusOf(err error) pdu.LoginStatus {
+	var refused *admitError
+	if errors.As(err, &refused) {
+		return refused.status
+	}
 	for _, r := range results {
 		if errors.Is(err, r.kind) {
 			return r.login
@@ -86,6 +90,7 @@ var (
 	errSilent     = errors.New("initiator does not answer")
 	errReset      = errors.New("target was reset")
 	errStalled    = errors.New("initiator does not read its answers while others wait for memory")
+	errKicked     = errors.New("an operator ended it")
 	errGone       = errors.New("the volume is gone")
 	errLoginEnded = errors.New("login failed")
 )

@@ -21,6 +21,13 @@ func (t *task) execute() error {
 		t.data = t.plan.Data[:min(int64(len(t.plan.Data)), t.wantIn)]
 		t.complete()
 		return nil
+	case scsi.ListUnits: // SPC-4 section 6.33: it ends the attention, for all units
+		for _, l := range t.s.units() {
+			l.unit.untell(l, scsi.LUNsChanged)
+		}
+		t.answerWith(t.plan.Data)
+		t.complete()
+		return nil
 	case scsi.TakeSense:
 		t.takeSense()
 		return nil
@@ -71,7 +78,8 @@ func (t *task) submit(op vdi.Op, off, n int64) {
 		return
 	}
 	s := t.s
-	s.vol.Submit(&t.req)
+	s.touch(t.at)
+	t.at.vol.Submit(&t.req)
 	s.stream.Submitted(int(min(n, maxBatched)))
 }
 
@@ -81,7 +89,8 @@ const maxBatched = 1 << 20
 func (t *task) submitFlags(op vdi.Op, f vdi.Flags) {
 	t.req.Op, t.req.Flags, t.req.Off, t.req.Len, t.req.Data = op, f, t.plan.Off, t.plan.Len, nil
 	s := t.s
-	s.vol.Submit(&t.req)
+	s.touch(t.at)
+	t.at.vol.Submit(&t.req)
 	s.stream.Submitted(0)
 }
 
@@ -163,7 +172,7 @@ func allZero(p []byte) bool {
 
 // takeSense answers a unit attention as data.
 func (t *task) takeSense() {
-	code, ok := t.s.unit.attention(t.s)
+	code, ok := t.at.unit.attention(t.at)
 	if !ok {
 		code = scsi.NoSense
 	}
@@ -201,7 +210,7 @@ func (t *task) do(op vdi.Op, f vdi.Flags, off, n int64, data []byte) error {
 	}
 	done := make(chan error, 1)
 	r := vdi.Request{Op: op, Flags: f, Off: off, Len: n, Data: data, Check: t.req.Check, Done: func(r *vdi.Request) { done <- r.Err }}
-	s.vol.Submit(&r)
-	s.vol.Kick()
+	t.at.vol.Submit(&r)
+	t.at.vol.Kick()
 	return <-done
 }

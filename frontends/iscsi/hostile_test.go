@@ -329,7 +329,7 @@ func TestSlowReader(t *testing.T) {
 // Connections that say nothing are many and cost nothing else, up to the limit.
 func TestHalfOpen(t *testing.T) {
 	const limit = 300
-	h := serve(t, func(c *Config) { c.MaxConnections = limit; c.LoginTimeout = 300 * time.Millisecond })
+	h := serve(t, func(c *Config) { c.MaxConnections = limit; c.LoginTimeout = 2 * time.Second })
 	check := h.undisturbed()
 	var open []net.Conn
 	for range limit + 50 {

@@ -67,7 +67,7 @@ func (s *session) abort(w *waiter, which func(*task) bool) {
 	}
 }
 
-// abort aborts all tasks of the unit's sessions for which which is true, but for one.
+// abort aborts all tasks that use the unit, of the sessions for which which is true, but for one.
 func (u *unit) abort(w *waiter, which func(*session) bool, but *task) {
 	u.mu.Lock()
 	list := make([]*session, 0, len(u.members))
@@ -78,7 +78,7 @@ func (u *unit) abort(w *waiter, which func(*session) bool, but *task) {
 	}
 	u.mu.Unlock()
 	for _, s := range list {
-		s.abort(w, func(t *task) bool { return t != but })
+		s.abort(w, func(t *task) bool { return t != but && t.at != nil && t.at.unit == u })
 	}
 }
 
@@ -94,18 +94,30 @@ func (s *session) takeManagement(h *pdu.Header) error {
 		return nil
 	}
 	f := h.TaskFunction()
+	s.mu.Lock()
+	at := s.find(h.LUN())
+	s.mu.Unlock()
 	switch {
-	case s.unit == nil || f == pdu.TaskClearACA:
+	case s.params.Discovery || f == pdu.TaskClearACA:
 		return answer(pdu.TaskNoFunction)
 	case f == pdu.TaskReassign:
 		return answer(pdu.TaskNoReassign)
 	case f < pdu.TaskAbort || f > pdu.TaskReassign:
 		return answer(pdu.TaskNoFunction)
-	case h.LUN() != 0 && f != pdu.TaskWarmReset && f != pdu.TaskColdReset:
+	case at == nil && f != pdu.TaskWarmReset && f != pdu.TaskColdReset:
 		return answer(pdu.TaskNoLUN)
 	}
+	var units []*unit // that the function is about
+	switch f {
+	case pdu.TaskClearSet, pdu.TaskLUNReset:
+		units = []*unit{at.unit}
+	case pdu.TaskWarmReset, pdu.TaskColdReset:
+		for _, l := range s.units() {
+			units = append(units, l.unit)
+		}
+	}
 	w := newWaiter(func() {
-		s.afterManagement(f)
+		s.afterManagement(f, units)
 		answer(pdu.TaskComplete)
 	})
 	s.stream.FinishBatch() // what is to be aborted shall not be held back
@@ -115,10 +127,11 @@ func (s *session) takeManagement(h *pdu.Header) error {
 			return answer(pdu.TaskUnknown)
 		}
 	case pdu.TaskAbortSet:
-		s.abort(w, func(*task) bool { return true })
-	case pdu.TaskClearSet, pdu.TaskLUNReset, pdu.TaskWarmReset, pdu.TaskColdReset:
+		s.abort(w, func(t *task) bool { return t.at == at })
+	}
+	for _, u := range units {
 		// The request itself is a reason to be answered: the session must not end before.
-		s.unit.abort(w, everySession, nil)
+		u.abort(w, everySession, nil)
 	}
 	if f != pdu.TaskAbort && f != pdu.TaskAbortSet {
 		s.background.Go(w.wait) // it may change the catalog
@@ -140,14 +153,16 @@ func (s *session) abortOne(w *waiter, tag uint32) (found bool) {
 }
 
 // afterManagement does what a function means beside aborting.
-func (s *session) afterManagement(f byte) {
-	switch f {
-	case pdu.TaskClearSet:
-		s.unit.tellOthers(s, scsi.CommandsCleared)
-	case pdu.TaskLUNReset, pdu.TaskWarmReset, pdu.TaskColdReset:
-		s.unit.reset(s)
-		if f == pdu.TaskColdReset {
-			s.unit.dropAll(s)
+func (s *session) afterManagement(f byte, units []*unit) {
+	for _, u := range units {
+		switch f {
+		case pdu.TaskClearSet:
+			u.tellOthers(s, scsi.CommandsCleared)
+		default:
+			u.reset(s)
+			if f == pdu.TaskColdReset {
+				u.dropAll(s)
+			}
 		}
 	}
 }

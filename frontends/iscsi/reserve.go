@@ -7,15 +7,15 @@ import (
 )
 
 func (t *task) reserveIn(context.Context) error {
-	t.s.unit.refresh()
-	t.answerWith(t.s.unit.reserved.Load().In(t.plan.Action()))
+	t.at.unit.refresh()
+	t.answerWith(t.at.unit.reserved.Load().In(t.plan.Action()))
 	return nil
 }
 
 // reserveOut changes persistent reservations. It answers when every gateway goes by them, and
 // when what it has to abort has ended.
 func (t *task) reserveOut(ctx context.Context) error {
-	s, u := t.s, t.s.unit
+	s, u := t.s, t.at.unit
 	var effect scsi.Effect
 	var outcome scsi.Outcome
 	err := u.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
@@ -64,8 +64,8 @@ func (t *task) reserveOut(ctx context.Context) error {
 func (t *task) reserveLegacy(ctx context.Context) error {
 	s := t.s
 	conflict := false
-	err := s.unit.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
-		r = s.unit.live(r)
+	err := t.at.unit.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
+		r = t.at.unit.live(r)
 		if conflict = r.Legacy != nil && r.Legacy.Nexus != s.nexus || len(r.Keys) > 0; conflict || r.Legacy != nil {
 			return r, false, false
 		}
@@ -80,7 +80,7 @@ func (t *task) reserveLegacy(ctx context.Context) error {
 
 func (t *task) releaseLegacy(ctx context.Context) error {
 	s := t.s
-	return s.unit.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
+	return t.at.unit.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
 		next, ok := r.Forget(s.nexus)
 		return next, false, ok
 	})

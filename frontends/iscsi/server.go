@@ -30,6 +30,10 @@ type Chap struct {
 type Config struct {
 	// Volumes is what is served. Needed.
 	Volumes Volumes
+	// Targets is what operators say of targets. Default: nothing.
+	Targets Targets
+	// Secrets tells name and secret of a credential that Targets name. Default: there are none.
+	Secrets func(credential string) (user, secret string, err error)
 	// Logger; default: none.
 	Logger *slog.Logger
 	// Prefix begins the names of targets; PREFIX:NAME is the target of the VDI NAME. Needed.
@@ -84,6 +88,12 @@ func (c *Config) validate() error {
 	c.LingerTimeout = cmp.Or(c.LingerTimeout, 10*time.Second)
 	c.PingEvery = cmp.Or(c.PingEvery, 30*time.Second)
 	c.LogoutTimeout = cmp.Or(c.LogoutTimeout, 2*time.Second)
+	if c.Targets == nil {
+		c.Targets = noTargets{}
+	}
+	if c.Secrets == nil {
+		c.Secrets = noSecrets
+	}
 	switch {
 	case c.Volumes == nil || c.Prefix == "":
 		return errors.New("iscsi: volumes and a prefix for the names of targets are needed")
@@ -111,7 +121,7 @@ type Server struct {
 	upkeep  sync.WaitGroup
 
 	mu       sync.Mutex
-	units    map[string]*unit // by target
+	units    map[string]*unit // by unitKey
 	handles  map[uint16]bool  // TSIHs in use
 	nextTSIH uint16
 
@@ -169,26 +179,19 @@ func reason(err error) string {
 
 // leave takes back what a session has.
 func (s *Server) leave(conn net.Conn, n *session) {
-	if n.unit != nil {
-		n.unit.part(n)
-		if err := n.vol.Close(); err != nil {
-			n.log.Warn("close of volume failed", "err", err)
-		}
-	}
+	n.part()
 	s.clients.Leave(conn, func() { s.past.add(n.stats) })
 	s.mu.Lock()
 	delete(s.handles, n.tsih)
-	if n.unit != nil {
-		s.dropUnit(n.unit)
-	}
 	s.mu.Unlock()
 	close(n.gone)
 }
 
 // dropUnit forgets a unit that has no sessions. The caller holds mu.
 func (s *Server) dropUnit(u *unit) {
-	if u.sessions--; u.sessions == 0 {
-		delete(s.units, u.target)
+	key := unitKey(Disk{Name: u.name, Tag: u.tag})
+	if u.sessions--; u.sessions == 0 && s.units[key] == u {
+		delete(s.units, key)
 	}
 }
 
@@ -229,8 +232,19 @@ func (s *Server) keep() {
 			u.update(s.cfg.Volumes.Changes())
 			u.tellPaths()
 		}
+		s.relistGroups()
 		s.clients.Each(s.checkAlive)
 	}
+}
+
+// relistGroups has sessions of groups take over which units those have, if anything changed.
+func (s *Server) relistGroups() {
+	now := s.cfg.Volumes.Changes()
+	s.clients.Each(func(c *session) {
+		if c.group != "" && c.listed.Load() != now && !c.relisting.Swap(true) {
+			s.upkeep.Go(c.relist)
+		}
+	})
 }
 
 // checkAlive asks a silent initiator whether it is there, and ends its session if it was

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,8 +34,13 @@ type session struct {
 	cid    uint16
 	nexus  scsi.Nexus
 
-	unit *unit // nil in a discovery session
-	vol  Volume
+	group  string     // whose units it has; "" for the one of a VDI's own target
+	client string     // the initiator, for people
+	from   netip.Addr // that it connects from
+	port   atomic.Pointer[scsi.Port]
+	// listed is up to when relist has taken over the group's units.
+	listed    atomic.Uint64
+	relisting atomic.Bool
 
 	ctx    context.Context // of slow commands: ends when nobody waits for their answer
 	cancel context.CancelFunc
@@ -48,9 +54,10 @@ type session struct {
 	statusSN   uint32        // the output owner's
 	maxSend    atomic.Int64  // longest data segment that the initiator takes, bytes
 	lastHeard  atomic.Int64  // UnixNano
-	attentive  atomic.Bool   // there are unit attentions for it
 
 	mu         sync.Mutex
+	luns       []*lun           // by number; none in a discovery session
+	parted     bool             // it has given up its units
 	tasks      map[uint32]*task // by tag, until they are answered
 	immediate  int              // of them, those outside the window
 	collecting int              // of them, those that wait for data
@@ -61,6 +68,7 @@ type session struct {
 
 	// The reader's.
 	current *task // whose data is in the PDU at hand
+	touched []*lun
 	text    textExchange
 }
 
@@ -73,14 +81,11 @@ const maxAnswers = 1024
 func newSession(s *Server, conn net.Conn, p login.Params, first *pdu.Header, c *connection) *session {
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &session{
-		server: s, conn: conn, stats: new(counters), params: p, tsih: c.tsih, cid: first.ConnectionID(), vol: c.vol,
+		server: s, conn: conn, stats: new(counters), params: p, tsih: c.tsih, cid: first.ConnectionID(), group: c.place.group, client: c.client(), from: c.address(),
 		ctx: ctx, cancel: cancel, tasks: map[uint32]*task{}, closed: true, gone: make(chan struct{}),
 	}
-	kick := func() {}
-	if n.vol != nil {
-		kick = n.vol.Kick
-	}
-	n.stream = stream.New(conn, s.budget, s.cfg.SessionMemory, kick)
+	n.stream = stream.New(conn, s.budget, s.cfg.SessionMemory, n.kick)
+	n.setLUNs(nil)
 	n.stream.Need(pdu.HeaderSize)
 	n.nexus = scsi.Nexus{Port: fmt.Sprintf("%s,i,0x%x", n.params.Initiator, n.params.ISID), Group: s.group()}
 	// The login's requests are immediate: the first command has their number.
@@ -193,7 +198,7 @@ func (s *session) order(h *pdu.Header) (take bool, err error) {
 // credit moves the window on: a command of it was answered.
 func (s *session) credit() { s.windowEnd.Add(1) }
 
-// enter takes a task in; false if its tag is in use, or if there are too many.
+// enter takes a task in, and finds its unit; false if its tag is in use, or if there are too many.
 func (s *session) enter(t *task) (ok, crowded bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,6 +212,7 @@ func (s *session) enter(t *task) (ok, crowded bool) {
 		s.immediate++
 	}
 	s.tasks[t.tag] = t
+	s.hold(t, s.find(t.lun))
 	return true, false
 }
 
@@ -214,6 +220,7 @@ func (s *session) enter(t *task) (ok, crowded bool) {
 // holds mu.
 func (s *session) leave(t *task) {
 	delete(s.tasks, t.tag)
+	s.release(t.at)
 	if t.immediate {
 		s.immediate--
 	}

@@ -120,7 +120,7 @@ func (t *task) flags() vdi.Flags {
 // still is asked when this gateway has become the owner for the task's sake: another one may
 // have changed the reservations before. It is Check of the task's requests.
 func (t *task) still(*vdi.Request) error {
-	if t.s.unit.conflicts(t.s.nexus, &t.plan) {
+	if t.at.unit.conflicts(t.s.nexus, &t.plan) {
 		return &conflictError{}
 	}
 	return nil
@@ -136,7 +136,7 @@ func (t *task) compareWrite(ctx context.Context) error {
 	if n == 0 {
 		return nil
 	}
-	return t.s.vol.Update(ctx, t.plan.Off, n, t.flags(), func(p []byte) error {
+	return t.at.vol.Update(ctx, t.plan.Off, n, t.flags(), func(p []byte) error {
 		if err := t.still(nil); err != nil {
 			return err
 		}
@@ -151,7 +151,7 @@ func (t *task) compareWrite(ctx context.Context) error {
 func (t *task) orWrite(ctx context.Context) error {
 	for at := int64(0); at < t.plan.Len; {
 		n := min(t.plan.Len-at, piece)
-		err := t.s.vol.Update(ctx, t.plan.Off+at, n, t.flags(), func(p []byte) error {
+		err := t.at.vol.Update(ctx, t.plan.Off+at, n, t.flags(), func(p []byte) error {
 			if err := t.still(nil); err != nil {
 				return err
 			}
@@ -198,7 +198,7 @@ func (t *task) repeat(ctx context.Context, off, n int64, pattern []byte) error {
 }
 
 func (t *task) unmap(ctx context.Context) error {
-	list, sense := scsi.UnmapRanges(t.s.unit.view(), t.data)
+	list, sense := scsi.UnmapRanges(t.at.unit.view(), t.data)
 	if sense != (scsi.Sense{}) {
 		return told(sense)
 	}
@@ -215,10 +215,10 @@ func (t *task) unmap(ctx context.Context) error {
 
 // allocation tells blocks that are allocated at a grain of the store's blocks.
 func (t *task) allocation(ctx context.Context) error {
-	u := t.s.unit.view()
+	u := t.at.unit.view()
 	data := scsi.NewAllocation(u, t.plan.Limit)
 	end := t.plan.Off + t.plan.Len
-	err := t.s.vol.Extents(ctx, t.plan.Off, t.plan.Len, func(e vdi.Extent) bool {
+	err := t.at.vol.Extents(ctx, t.plan.Off, t.plan.Len, func(e vdi.Extent) bool {
 		return data.Add(scsi.Range{Off: e.Off, Len: min(e.Len, end-e.Off)}, e.Hole)
 	})
 	if err != nil {
@@ -229,14 +229,14 @@ func (t *task) allocation(ctx context.Context) error {
 }
 
 func (t *task) selectMode(context.Context) error {
-	return t.s.unit.selectModes(t.s, t.plan.CDB[0] != opModeSelect6, t.data)
+	return t.at.unit.selectModes(t.s, t.plan.CDB[0] != opModeSelect6, t.data)
 }
 
 const opModeSelect6 = 0x15
 
 // setGroups makes this gateway the owner if the initiator wants it to be optimized.
 func (t *task) setGroups(ctx context.Context) error {
-	u := t.s.unit
+	u := t.at.unit
 	take, sense := scsi.WantedGroup(u.view(), t.data)
 	if sense != (scsi.Sense{}) {
 		return told(sense)

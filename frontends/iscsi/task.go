@@ -25,6 +25,7 @@ type task struct {
 	s         *session
 	tag       uint32
 	lun       uint64
+	at        *lun // nil: there is none under that number
 	immediate bool
 	plan      scsi.Plan
 	outcome   scsi.Outcome
@@ -167,7 +168,7 @@ func (t *task) Render() [][]byte {
 	}
 	var sense []byte
 	if t.outcome.Status == scsi.StatusCheck {
-		sense = senseSegment(t.outcome.Sense.Encode(t.s.descriptors()))
+		sense = senseSegment(t.outcome.Sense.Encode(t.descriptors()))
 	}
 	t.head = pdu.Response(t.tag, pdu.ResponseDone, byte(t.outcome.Status), t.residual(), t.r2tSN)
 	t.head.SetDataSize(len(sense))
@@ -237,4 +238,4 @@ func (t *task) renderData() [][]byte {
 }
 
 // descriptors reports whether sense data is to be in descriptors.
-func (s *session) descriptors() bool { return s.unit != nil && s.unit.view().Descriptor }
+func (t *task) descriptors() bool { return t.at != nil && t.at.unit.view().Descriptor }

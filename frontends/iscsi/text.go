@@ -3,6 +3,7 @@ package iscsi
 import (
 	"context"
 	"strconv"
+	"strings"
 
 	"sheepdog/frontends/iscsi/internal/login"
 	"sheepdog/frontends/iscsi/internal/pdu"
@@ -123,26 +124,31 @@ func (s *session) answerText(pairs []pdu.Pair) ([]byte, bool) {
 func (s *session) sendTargets(b []byte, which string) ([]byte, bool) {
 	srv := s.server
 	switch {
-	case which == "" && s.unit != nil:
+	case which == "" && !s.params.Discovery:
 		return s.appendTarget(b, s.params.Target), true
-	case which == "All" && s.unit != nil, which == "":
+	case which == "All" && !s.params.Discovery, which == "":
 		return b, false // "All" is for discovery sessions
 	case which != "All":
-		if d, err := srv.resolve(which); err == nil {
-			b = s.appendTarget(b, srv.targetName(d.Name, d.Tag))
+		if p, err := srv.resolve(which); err == nil && s.sees(p) {
+			b = s.appendTarget(b, p.target)
 		}
 		return b, true
+	}
+	for _, t := range srv.cfg.Targets.Groups() {
+		if p, ok := srv.groupOf(t.Name); ok && s.sees(p) {
+			b = s.appendTarget(b, p.target)
+		}
 	}
 	list, err := srv.cfg.Volumes.List(context.Background())
 	if err != nil {
 		return b, false
 	}
 	for _, d := range list {
-		name := srv.targetName(d.Name, d.Tag)
-		if !validName(name) {
-			continue // nobody could log in to it
+		p := srv.own(d)
+		if _, group := srv.groupOf(strings.ToLower(d.Name)); group && d.Tag == "" || !validName(p.target) || !s.sees(p) {
+			continue // nobody could log in to it, or this one could not
 		}
-		if b = s.appendTarget(b, name); len(b) > maxTargets {
+		if b = s.appendTarget(b, p.target); len(b) > maxTargets {
 			return nil, false
 		}
 	}
@@ -177,8 +183,8 @@ func (s *session) takeLogout(h *pdu.Header) error {
 	if response == pdu.LogoutDone {
 		s.abort(newWaiter(nil), func(*task) bool { return true })
 		s.stream.FinishBatch()
-		if s.unit != nil {
-			s.unit.forget(s) // before it is answered: others may want what it has reserved
+		for _, l := range s.units() {
+			l.unit.forget(s) // before it is answered: others may want what it has reserved
 		}
 	}
 	s.finish(h, pdu.LogoutReply(h.TaskTag(), response), nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -15,8 +16,8 @@ import (
 type unit struct {
 	server    *Server
 	name, tag string
-	target    string
-	sessions  int // that have it; guarded by Server.mu
+	target    string // its own, for people
+	sessions  int    // that have it; guarded by Server.mu
 
 	state atomic.Pointer[scsi.Unit]
 	seen  atomic.Uint64 // Volumes.Changes that state and reserved are as of
@@ -42,8 +43,8 @@ type attentions struct {
 	list    []scsi.Code // guarded by unit.mu
 }
 
-func newUnit(s *Server, d Disk, target string) *unit {
-	u := &unit{server: s, name: d.Name, tag: d.Tag, target: target, members: map[*session]*attentions{}, size: d.Size, id: d.ID}
+func newUnit(s *Server, d Disk) *unit {
+	u := &unit{server: s, name: d.Name, tag: d.Tag, target: s.targetName(d.Name, d.Tag), members: map[*session]*attentions{}, size: d.Size, id: d.ID}
 	u.reserved.Store(new(scsi.Reservations))
 	u.rebuild(d)
 	u.told = u.view().Groups
@@ -57,15 +58,16 @@ func (u *unit) view() *scsi.Unit { return u.state.Load() }
 func (u *unit) rebuild(d Disk) {
 	c := &u.server.cfg
 	u.state.Store(&scsi.Unit{
-		Blocks: uint64(d.Size) >> c.BlockShift, BlockShift: c.BlockShift, ReadOnly: d.ReadOnly, ID: d.ID, Target: u.target, Group: u.server.group(),
+		Blocks: uint64(d.Size) >> c.BlockShift, BlockShift: c.BlockShift, ReadOnly: d.ReadOnly, ID: d.ID, Group: u.server.group(),
 		Groups: groupsOf(c.Volumes.Paths(u.name, u.tag)), Protected: u.modes.Protected, Descriptor: u.modes.Descriptor,
 	})
 }
 
 // join makes a session one of the unit's, which is told that it is new.
-func (u *unit) join(s *session) {
+func (u *unit) join(s *session, l *lun) {
 	u.mu.Lock()
-	u.members[s] = new(attentions)
+	l.news = new(attentions)
+	u.members[s] = l.news
 	u.tell(s, scsi.PowerOn)
 	u.mu.Unlock()
 }
@@ -91,7 +93,21 @@ func (u *unit) tell(s *session, c scsi.Code) {
 	}
 	a.list = append(a.list, c)
 	a.pending.Store(int32(len(a.list)))
-	s.attentive.Store(true)
+}
+
+// notify is tell for who does not hold mu.
+func (u *unit) notify(s *session, c scsi.Code) {
+	u.mu.Lock()
+	u.tell(s, c)
+	u.mu.Unlock()
+}
+
+// untell takes an attention back, if the session was not told yet.
+func (u *unit) untell(l *lun, c scsi.Code) {
+	u.mu.Lock()
+	l.news.list = slices.DeleteFunc(l.news.list, func(have scsi.Code) bool { return have == c })
+	l.news.pending.Store(int32(len(l.news.list)))
+	u.mu.Unlock()
 }
 
 // tellOthers tells all but one session.
@@ -106,20 +122,20 @@ func (u *unit) tellOthers(but *session, c scsi.Code) {
 }
 
 // attention takes the first attention of a session.
-func (u *unit) attention(s *session) (scsi.Code, bool) {
+func (u *unit) attention(l *lun) (scsi.Code, bool) {
 	u.refresh()
-	if !s.attentive.Load() {
+	a := l.news
+	if a.pending.Load() == 0 {
 		return scsi.Code{}, false
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	a := u.members[s]
-	if a == nil || len(a.list) == 0 {
+	if len(a.list) == 0 {
 		return scsi.Code{}, false
 	}
 	c := a.list[0]
 	a.list = append(a.list[:0], a.list[1:]...)
-	s.attentive.Store(len(a.list) > 0)
+	a.pending.Store(int32(len(a.list)))
 	return c, true
 }
 
@@ -140,7 +156,9 @@ func (u *unit) update(now uint64) {
 	d, err := v.Find(u.name, u.tag)
 	if err != nil || d.ID != u.id {
 		for s := range u.members {
-			s.end(errGone)
+			if s.group == "" { // a group goes on without it: see relist
+				s.end(errGone)
+			}
 		}
 		return
 	}

@@ -19,9 +19,11 @@ type Auth struct {
 	User, Secret string // of the initiator
 	// OurUser and OurSecret prove the target to initiators that ask; "": it cannot be proven.
 	OurUser, OurSecret string
+	// Impossible: nobody can prove anything, for the secret cannot be had.
+	Impossible bool
 }
 
-func (a Auth) required() bool { return a.Secret != "" }
+func (a Auth) required() bool { return a.Secret != "" || a.Impossible }
 
 // ChallengeSize is the length of a challenge, in bytes.
 const ChallengeSize = 16
@@ -112,6 +114,9 @@ func (m *Machine) chapProof(in map[string]string, out *[]pdu.Pair) pdu.LoginStat
 	proof, err := binaryValue(in["CHAP_R"])
 	if !named || in["CHAP_R"] == "" {
 		return pdu.LoginMissing
+	}
+	if m.auth.Impossible {
+		return pdu.LoginAuthentication
 	}
 	want := chapResponse(m.cfg.ChallengeID, m.auth.Secret, m.cfg.Challenge[:])
 	right := subtle.ConstantTimeCompare(proof, want) & subtle.ConstantTimeCompare([]byte(name), []byte(m.auth.User))

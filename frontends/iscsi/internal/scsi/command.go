@@ -13,6 +13,7 @@ type Kind uint8
 const (
 	Refuse       Kind = iota // Status and Sense are the answer
 	Answer                   // Data is the answer
+	ListUnits                // the same; that the list has changed needs to be told no more
 	Read                     // answer [Off, Off+Len)
 	Write                    // store the data at Off
 	WriteVerify              // store it durably, then compare
@@ -62,11 +63,18 @@ type Unit struct {
 	BlockShift uint8  // log2 of a logical block's bytes
 	ReadOnly   bool
 	ID         [8]byte // the same through every gateway, and no other unit's
-	Target     string  // iSCSI name of its target
 	Group      uint16  // target port group of this gateway, and tag of its portal group
 	Groups     []Group // all of them, by ID
 	Protected  bool    // SWP: an initiator asked to refuse writes
 	Descriptor bool    // D_SENSE: sense data is in descriptors
+
+	port *Port // set by Decide for commands whose answer depends on it
+}
+
+// Port is what a command came through: a target, with the numbers of its logical units.
+type Port struct {
+	Target string   // iSCSI name
+	LUNs   []uint16 // ascending
 }
 
 // Limits of a unit.
@@ -106,6 +114,8 @@ type Command struct {
 	Quiet bool
 	// writes makes the command refused on write protected units.
 	writes bool
+	// ported commands answer what depends on the port they came through.
+	ported bool
 	plan   func(u *Unit, cdb []byte) Plan
 }
 
@@ -140,6 +150,7 @@ func entry(name string, op api.SCSICommandType, action int, use []byte, access A
 
 func (c *Command) quiet() *Command   { c.Quiet = true; return c }
 func (c *Command) writing() *Command { c.writes = true; return c }
+func (c *Command) byPort() *Command  { c.ported = true; return c }
 
 // Operation codes that gotgt has no name for.
 const (
@@ -159,7 +170,7 @@ func primaryCommands() []*Command {
 	return []*Command{
 		entry("TEST UNIT READY", api.TEST_UNIT_READY, noAction, cdb(api.TEST_UNIT_READY, 0, []byte{0, 0, 0, 0}), AccessAlways, planGood),
 		entry("REQUEST SENSE", api.REQUEST_SENSE, noAction, cdb(api.REQUEST_SENSE, 1, []byte{0, 0, 0xff, 0}), AccessAlways, planTakeSense).quiet(),
-		entry("INQUIRY", api.INQUIRY, noAction, cdb(api.INQUIRY, 1, all1, all2, zero1), AccessAlways, planInquiry).quiet(),
+		entry("INQUIRY", api.INQUIRY, noAction, cdb(api.INQUIRY, 1, all1, all2, zero1), AccessAlways, planInquiry).quiet().byPort(),
 		entry("MODE SELECT(6)", api.MODE_SELECT, noAction, cdb(api.MODE_SELECT, 0x11, []byte{0, 0, 0xff, 0}), AccessWrite, planSelect6),
 		entry("RESERVE(6)", api.RESERVE, noAction, cdb(api.RESERVE, 0, []byte{0, 0, 0, 0}), AccessOwn, planReserve),
 		entry("RELEASE(6)", api.RELEASE, noAction, cdb(api.RELEASE, 0, []byte{0, 0, 0, 0}), AccessOwn, planRelease),
@@ -170,7 +181,7 @@ func primaryCommands() []*Command {
 		entry("RESERVE(10)", api.RESERVE_10, noAction, cdb(api.RESERVE_10, 0, []byte{0, 0, 0, 0, 0, 0, 0, 0}), AccessOwn, planReserve),
 		entry("RELEASE(10)", api.RELEASE_10, noAction, cdb(api.RELEASE_10, 0, []byte{0, 0, 0, 0, 0, 0, 0, 0}), AccessOwn, planRelease),
 		entry("MODE SENSE(10)", api.MODE_SENSE_10, noAction, cdb(api.MODE_SENSE_10, 0x18, all1, all1, []byte{0, 0, 0}, all2, zero1), AccessWrite, planSense10),
-		entry("REPORT LUNS", api.REPORT_LUNS, noAction, cdb(api.REPORT_LUNS, 0, []byte{0xff, 0, 0, 0}, all4, []byte{0, 0}), AccessAlways, planLUNs).quiet(),
+		entry("REPORT LUNS", api.REPORT_LUNS, noAction, cdb(api.REPORT_LUNS, 0, []byte{0xff, 0, 0, 0}, all4, []byte{0, 0}), AccessAlways, planLUNs).quiet().byPort(),
 		entry("REPORT TARGET PORT GROUPS", api.MAINT_PROTOCOL_IN, 0x0a, cdb(api.MAINT_PROTOCOL_IN, 0xea, []byte{0, 0, 0, 0}, all4, []byte{0, 0}), AccessAlways, planGroups),
 		entry("REPORT SUPPORTED OPERATION CODES", api.MAINT_PROTOCOL_IN, 0x0c, cdb(api.MAINT_PROTOCOL_IN, 0x0c, []byte{0x87}, all1, all2, all4, []byte{0, 0}), AccessAlways, planOpcodes),
 		entry("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", api.MAINT_PROTOCOL_IN, 0x0d, cdb(api.MAINT_PROTOCOL_IN, 0x0d, []byte{0x80, 0, 0, 0}, all4, []byte{0, 0}), AccessAlways, planFunctions),
@@ -215,7 +226,7 @@ func badField(at int) Plan {
 
 // Decide says what a CDB of 16 bytes asks of unit u, nil if there is none under the number
 // that it was sent to. It never fails: what cannot be done is a plan that says so.
-func Decide(u *Unit, cdb []byte) Plan {
+func Decide(u *Unit, at *Port, cdb []byte) Plan {
 	c, known := find(cdb)
 	switch {
 	case c == nil && u == nil:
@@ -225,9 +236,14 @@ func Decide(u *Unit, cdb []byte) Plan {
 	case c == nil:
 		return refuse(InvalidCommand)
 	case u == nil:
-		p := decideWithout(cdb)
+		p := decideWithout(at, cdb)
 		p.Command = c
 		return p
+	}
+	if c.ported {
+		v := *u
+		v.port = at
+		u = &v
 	}
 	p := c.plan(u, cdb)
 	if p.Kind == listCommands {
@@ -247,12 +263,12 @@ func Decide(u *Unit, cdb []byte) Plan {
 }
 
 // decideWithout is Decide where there is no unit (SPC-4 section 4.6.4).
-func decideWithout(cdb []byte) Plan {
+func decideWithout(at *Port, cdb []byte) Plan {
 	switch api.SCSICommandType(cdb[0]) {
 	case api.INQUIRY:
 		return inquiryWithout(cdb)
 	case api.REPORT_LUNS:
-		return planLUNs(nil, cdb)
+		return planLUNs(&Unit{port: at}, cdb)
 	case api.REQUEST_SENSE:
 		return answer(Sense{Code: NoLogicalUnit}.Encode(cdb[1]&1 != 0), int64(cdb[4]))
 	}
@@ -290,8 +306,8 @@ func planStartStop(_ *Unit, cdb []byte) Plan {
 	return Plan{Kind: Flush}
 }
 
-// planLUNs lists unit 0, the only one.
-func planLUNs(_ *Unit, cdb []byte) Plan {
+// planLUNs lists the target's units, in the peripheral device addressing method.
+func planLUNs(u *Unit, cdb []byte) Plan {
 	limit := int64(binary.BigEndian.Uint32(cdb[6:]))
 	if report := cdb[2]; report > 2 {
 		return badField(2)
@@ -301,7 +317,10 @@ func planLUNs(_ *Unit, cdb []byte) Plan {
 	if limit < 16 {
 		return badField(6)
 	}
-	b := make([]byte, 16)
-	b[3] = 8
-	return answer(b, limit)
+	b := make([]byte, 8+8*len(u.port.LUNs))
+	binary.BigEndian.PutUint32(b, uint32(len(b)-8))
+	for i, n := range u.port.LUNs {
+		b[8+8*i+1] = byte(n) // above 255 there are none
+	}
+	return Plan{Kind: ListUnits, Status: StatusGood, Data: b[:min(int64(len(b)), limit)], Limit: limit}
 }

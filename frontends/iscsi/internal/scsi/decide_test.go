@@ -7,12 +7,12 @@ import (
 )
 
 func testUnit() *Unit {
-	return &Unit{Blocks: 1 << 20, BlockShift: 9, ID: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, Target: "iqn.test:vm1", Group: 1, Groups: []Group{{ID: 1}, {ID: 2, State: ActiveNonOptimized}}}
+	return &Unit{port: testPort, Blocks: 1 << 20, BlockShift: 9, ID: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, Group: 1, Groups: []Group{{ID: 1}, {ID: 2, State: ActiveNonOptimized}}}
 }
 
 // checkPlan holds what must be true of every plan.
 func checkPlan(t *testing.T, u *Unit, cdb []byte) {
-	p := Decide(u, cdb)
+	p := Decide(u, testPort, cdb)
 	size := int64(0)
 	if u != nil {
 		size = int64(u.Blocks) << u.BlockShift
@@ -87,7 +87,7 @@ func FuzzParameters(f *testing.F) {
 		WantedGroup(u, b)
 		cdb := make([]byte, 16)
 		cdb[0], cdb[1], cdb[2], cdb[8] = 0x5f, action%8, action>>3&0x0f, 24
-		p := Decide(u, cdb)
+		p := Decide(u, testPort, cdb)
 		var r Reservations
 		for _, n := range []string{"a", "b", "a"} {
 			q := make([]byte, 24)
@@ -118,7 +118,7 @@ func TestPages(t *testing.T) {
 		codes = append(codes, p.code)
 		cdb := make([]byte, 16)
 		cdb[0], cdb[1], cdb[2], cdb[3], cdb[4] = 0x12, 1, p.code, 1, 0
-		d := Decide(u, cdb)
+		d := Decide(u, testPort, cdb)
 		if d.Kind != Answer || len(d.Data) < 4 || d.Data[1] != p.code || int(binary.BigEndian.Uint16(d.Data[2:])) != len(d.Data)-4 {
 			t.Errorf("page %#x: %+v", p.code, d)
 		}
@@ -159,3 +159,5 @@ func TestSense(t *testing.T) {
 		t.Errorf("descriptors: %x", got)
 	}
 }
+
+var testPort = &Port{Target: "iqn.test:vm1", LUNs: []uint16{0}}

@@ -72,6 +72,7 @@ var (
 	CapacityChanged      = Code{KeyUnitAttention, 0x2a, 0x09}
 	CommandsCleared      = Code{KeyUnitAttention, 0x2f, 0x00}
 	InquiryChanged       = Code{KeyUnitAttention, 0x3f, 0x03}
+	LUNsChanged          = Code{KeyUnitAttention, 0x3f, 0x0e}
 )
 
 // Sense is why a command was refused or failed.

@@ -90,8 +90,8 @@ func pageIdentification(u *Unit) []byte {
 	b = append(b, designator(codeASCII, ofUnit|typeT10, []byte(vendor+u.Serial()))...)
 	b = append(b, designator(codeBinary, ofPort|typePort, number)...)
 	b = append(b, designator(codeBinary, ofPort|typeGroup, number)...)
-	b = append(b, designator(codeUTF8, ofPort|typeName, name(fmt.Sprintf("%s,t,0x%04x", u.Target, u.Group)))...)
-	return append(b, designator(codeUTF8, ofDevice|typeName, name(u.Target))...)
+	b = append(b, designator(codeUTF8, ofPort|typeName, name(fmt.Sprintf("%s,t,0x%04x", u.port.Target, u.Group)))...)
+	return append(b, designator(codeUTF8, ofDevice|typeName, name(u.port.Target))...)
 }
 
 // pageExtended: commands are ordered simply, the cache is volatile, and resets are told of.
