@@ -214,7 +214,7 @@ func (c *core) start(p *part) {
 func (c *core) read(p *part) {
 	m := c.mapping.Load()
 	e, ok := m.lookup(p.index)
-	if !ok || !c.trusts(m) {
+	if !ok || e&pending != 0 || !c.trusts(m) {
 		go c.readSlowly(p)
 		return
 	}
@@ -283,7 +283,7 @@ func (c *core) readMissing(p *part, err error) {
 	case e&unsettled != 0: // the power failed before a flush
 		clear(p.data)
 		c.finish(p, nil)
-	case !p.asked:
+	case !p.asked: // it may also have been removed, and made anew since
 		p.asked = true
 		if behind := c.s.catchUp(context.Background()); behind != nil {
 			c.finish(p, behind)
@@ -293,7 +293,8 @@ func (c *core) readMissing(p *part, err error) {
 			c.finish(p, gone)
 			return
 		}
-		c.readMissing(p, err)
+		c.readBy(p, m, e)
+		c.s.cfg.Objects.Kick()
 	default:
 		c.finish(p, fmt.Errorf("an object that the map names is missing: run \"dog vdi check %s\": %w", c.name, err))
 	}
@@ -323,7 +324,7 @@ func (c *core) write(p *part) {
 	}
 	switch {
 	case state == uint32(m.vid()):
-	case state == 0 && (r.Op == OpDiscard || r.Op == OpZero && r.Flags&FlagNoHole == 0) && c.s.leased():
+	case state == 0 && (r.Op == OpDiscard || r.Op == OpZero && r.Flags&FlagNoHole == 0) && c.trusts(m):
 		s.leave()
 		c.finish(p, nil)
 		return

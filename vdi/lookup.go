@@ -16,13 +16,17 @@ const lookAttempts = 64
 // trusts reports whether what m has in memory is what the map is. It is asked after
 // looking: when it says yes, it was so when m was looked at, because who takes the VDI
 // over changes nothing before this node knows or its lease is over.
+//
+// The lease is asked for first. One that was over comes back when this node has applied what
+// others did meanwhile, which has ended the ownership then. The other way round the end of
+// both would be missed.
 func (c *core) trusts(m *mapping) bool {
-	return c.snapshot || m.generation.Load() != 0 && c.s.leased()
+	return c.snapshot || m.generation.Load() != 0 && c.s.leased() && m.generation.Load() != 0
 }
 
 // lookUp returns an index's entry, and the mapping whose vid and generation it belongs
 // to. The owner, and who reads a snapshot, remembers the pages of the map; everybody else
-// asks each time.
+// asks each time, and so does the owner while an entry is being stored.
 func (c *core) lookUp(ctx context.Context, index uint32) (*mapping, uint32, error) {
 	var m *mapping
 	var e uint32
@@ -41,7 +45,7 @@ func (c *core) lookUp(ctx context.Context, index uint32) (*mapping, uint32, erro
 					e, _ = m.lookup(index)
 				}
 			}
-			if err == nil && c.trusts(m) {
+			if err == nil && e&pending == 0 && c.trusts(m) {
 				return m, e, nil
 			}
 		}

@@ -170,7 +170,9 @@ func (c *core) ask(ctx context.Context, hold time.Duration) error {
 	}
 	done, _ := c.s.taken.Load(v.Ref)
 	kept := v.Ref == m.ref && m.under == v.Generation && done == v.Generation
-	if !kept {
+	if kept {
+		m = &mapping{table: m.table, ref: m.ref, under: m.under}
+	} else {
 		fresh := !mine && before.Owner == nil && len(before.Previous) == 0
 		if err := c.takeOver(ctx, v, fresh); err != nil {
 			return err
@@ -208,23 +210,26 @@ func (c *core) takeOver(ctx context.Context, v catalog.VDI, fresh bool) error {
 	return nil
 }
 
-// adopt makes m the volume's mapping. Nobody passes the gate.
+// adopt makes m, which nobody has seen yet, the volume's mapping. Nobody passes the gate;
+// but readers do not pass it, and would trust what is no longer theirs: so what the catalog
+// says by now is known before m is seen.
 func (c *core) adopt(m *mapping, v catalog.VDI, keepBook bool) {
-	c.mu.Lock()
-	c.doubted = false
-	if !keepBook {
-		c.book = book{}
-	}
+	c.mapping.Load().generation.Store(0) // the catalog does not tell it any more
 	m.generation.Store(m.under)
-	c.size.Store(v.Size)
-	c.changed.Store(true)
-	c.mapping.Store(m)
-	c.mu.Unlock()
 	// From here on noticed sees changes of the catalog; the ones before are seen here.
 	c.s.owned.Store(m.vid(), m)
 	if now, ok := c.s.cfg.Catalog.Get(m.vid()); !ok || !c.s.isMine(now, m) {
 		c.s.lost(m)
 	}
+	c.mu.Lock()
+	c.doubted = false
+	if !keepBook {
+		c.book = book{}
+	}
+	c.size.Store(v.Size)
+	c.changed.Store(true)
+	c.mapping.Store(m)
+	c.mu.Unlock()
 }
 
 // isMine reports whether by v this node owns what m is the map of.

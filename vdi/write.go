@@ -133,10 +133,10 @@ func (t *transition) run(ctx context.Context) error {
 // confirm is for what is answered out of memory: without a lease, another node may own
 // the VDI and have been told that this one answers nothing. Then the objects know.
 func (t *transition) confirm(ctx context.Context) error {
-	if t.m.generation.Load() == 0 {
-		return errDisowned
-	}
-	if t.c.s.leased() {
+	if t.c.s.leased() { // before it is asked who owns: see trusts
+		if t.m.generation.Load() == 0 {
+			return errDisowned
+		}
 		return nil
 	}
 	_, _, err := t.c.peek(ctx, t.p.index)

@@ -1,0 +1,98 @@
+package vdi_test
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"sheepdog/storage/object"
+	"sheepdog/vdi"
+	"sheepdog/vdi/vditest"
+)
+
+// held keeps back writes of maps: what it is told to let go goes on.
+type held struct {
+	on      atomic.Bool
+	began   chan struct{}
+	release chan struct{}
+}
+
+func holdMapWrites(o *vditest.Objects) *held {
+	h := &held{began: make(chan struct{}, 64), release: make(chan struct{})}
+	o.Fault = func(what string, id object.ID) error {
+		if kind, _ := id.Kind(); what == "write" && kind == object.KindMap && h.on.Load() {
+			h.began <- struct{}{}
+			<-h.release
+		}
+		return nil
+	}
+	return h
+}
+
+// While the entry of an object is being stored, other gateways do not see the object. So nobody
+// sees it through its owner either: who had read it there would not find it elsewhere.
+func TestGatewayReadsNoPendingEntry(t *testing.T) {
+	for _, what := range []string{"hole", "ancestor's"} {
+		t.Run(what, func(t *testing.T) {
+			c := vditest.NewCluster(t, 1)
+			h := holdMapWrites(c.Objects)
+			a, b := c.Gateway("a"), c.Gateway("b")
+			create(t, a.Service, "v", 4<<20).Close()
+			vols := openAll(t, []*vditest.Gateway{a, b}, "v")
+			write(t, vols[0], 2<<20, 512, 1) // a owns it, and has the page
+			if what != "hole" {
+				write(t, vols[0], 0, 512, 1)
+				must[vdi.Info](t)(a.Snapshot(ctx, "v", "s"))
+				b.CatchUp()
+			}
+			before := byteAt(t, vols[1], 0)
+			h.on.Store(true)
+			var wg sync.WaitGroup
+			wg.Go(func() { write(t, vols[0], 0, 512, 2) })
+			<-h.began
+			here, there := byteAt(t, vols[0], 0), byteAt(t, vols[1], 0)
+			if here != before || there != before {
+				t.Errorf("the owner reads %d, and then another gateway %d, while the entry is being stored; it was %d", here, there, before)
+			}
+			h.on.Store(false)
+			close(h.release)
+			wg.Wait()
+			for i, v := range vols {
+				if got := byteAt(t, v, 0); got != 2 {
+					t.Errorf("gateway %d reads %d after the write was answered", i, got)
+				}
+			}
+		})
+	}
+}
+
+// A lease that was over comes back when the node has applied what others did meanwhile. What it
+// looked up before is not taken for true because there is a lease again.
+func TestGatewayLeaseComesBack(t *testing.T) {
+	c := vditest.NewCluster(t, 1)
+	var a *vditest.Gateway
+	var over atomic.Bool
+	c.Config = func(cfg *vdi.Config) {
+		if cfg.Node == "a" {
+			cfg.Leased = func() bool {
+				if over.CompareAndSwap(true, false) {
+					a.Continue()
+					a.CatchUp()
+				}
+				return true
+			}
+		}
+	}
+	a = c.Gateway("a")
+	b := c.Gateway("b")
+	create(t, a.Service, "v", 4<<20).Close()
+	vols := openAll(t, []*vditest.Gateway{a, b}, "v")
+	write(t, vols[0], 2<<20, 512, 1)
+	byteAt(t, vols[0], 0) // a hole, as a remembers
+	a.Stop()
+	write(t, vols[1], 0, 512, 2)
+	over.Store(true)
+	if got := byteAt(t, vols[0], 0); got != 2 {
+		t.Errorf("a gateway whose lease has come back reads %d", got)
+	}
+}
