@@ -37,8 +37,8 @@ type lease struct {
 	again  chan struct{} // ask at once
 }
 
-// opLease is a question for a lease. Head: the node's number and incarnation. Reply: the
-// verdict. Control
+// opLease is a question for a lease. Head: the node's number, incarnation, and the epoch that it
+// has followed. Reply: the verdict. Control
 const opLease uint16 = 70
 
 // keepLease asks for leases, from when the node has its incarnation.
@@ -76,12 +76,12 @@ func (f *flock) connectVoters(l *consensus.Log) {
 
 // askForLease asks the leader once, which may be this node itself.
 func (f *flock) askForLease(leader string) {
-	life := state.Life{Node: state.NodeID(f.n.self.Load()), Incarnation: f.n.inc.Load()}
+	life, followed := state.Life{Node: state.NodeID(f.n.self.Load()), Incarnation: f.n.inc.Load()}, f.replicas().Followed()
 	switch leader {
 	case "":
 		return
 	case f.n.cfg.Name:
-		if verdict, at := f.leader.grant(leader, life); verdict == steward.Granted {
+		if verdict, at := f.leader.grant(leader, life, followed); verdict == steward.Granted {
 			f.extend(at)
 		}
 		return
@@ -96,6 +96,7 @@ func (f *flock) askForLease(leader string) {
 	e.mu.Unlock()
 	head := binary.LittleEndian.AppendUint16(nil, uint16(life.Node))
 	head = binary.LittleEndian.AppendUint64(head, life.Incarnation)
+	head = binary.LittleEndian.AppendUint64(head, uint64(followed))
 	asked := time.Now()
 	c := &peer.Call{Class: peer.Control, Op: opLease, Head: head, Deadline: asked.Add(f.n.cfg.Network.Lease)}
 	c.Done = func(c *peer.Call) {
@@ -175,7 +176,7 @@ func (f *flock) endLease() {
 // answerLease answers a node that asks, as the leader or as one that is not.
 func (f *flock) answerLease(r *peer.Request) {
 	life := state.Life{Node: state.NodeID(binary.LittleEndian.Uint16(r.Head)), Incarnation: binary.LittleEndian.Uint64(r.Head[2:])}
-	verdict, _ := f.leader.grant(r.From.Name, life)
+	verdict, _ := f.leader.grant(r.From.Name, life, state.Epoch(binary.LittleEndian.Uint64(r.Head[10:])))
 	r.ReplyData = nil
 	r.ReplyHead = append(r.ReplyHead, byte(verdict))
 	r.Reply(nil)
@@ -183,7 +184,7 @@ func (f *flock) answerLease(r *peer.Request) {
 
 // grant decides about a lease of a node, this one or another. If it is granted, it is good
 // for a question that was asked at the time it returns, or before.
-func (l *leader) grant(node string, life state.Life) (steward.Verdict, time.Time) {
+func (l *leader) grant(node string, life state.Life, followed state.Epoch) (steward.Verdict, time.Time) {
 	log := l.f.n.consensus.Load()
 	if log == nil {
 		return steward.NotLeading, time.Time{}
@@ -199,9 +200,12 @@ func (l *leader) grant(node string, life state.Life) (steward.Verdict, time.Time
 	if !self && !l.reaches(node) {
 		return steward.Deaf, time.Time{}
 	}
-	l.facts.Heard(node, life.Incarnation, now)
 	v := l.f.n.state.View()
-	verdict := l.steward.Grant(v, life)
+	l.facts.Spoke(node, now)
+	if steward.InStep(v, life.Node, followed) {
+		l.facts.Heard(node, life.Incarnation, now)
+	}
+	verdict := l.steward.Grant(v, life, followed)
 	if verdict == steward.Down {
 		signal(l.wake) // it may be up again
 	}
@@ -234,7 +238,7 @@ func (l *leader) deaf(log *consensus.Log, now time.Time) bool {
 			continue
 		}
 		voters++
-		if s.Node == l.f.n.cfg.Name || now.Sub(l.facts.LastHeard(s.Node)) < deafAfter {
+		if s.Node == l.f.n.cfg.Name || now.Sub(l.facts.LastSpoke(s.Node)) < deafAfter {
 			heard++
 		}
 	}

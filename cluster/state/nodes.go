@@ -161,7 +161,7 @@ func (v *View) setNodes(c *SetNodes) error {
 			continue
 		}
 		changed := *n
-		changed.State, changed.Since = s.State, s.At
+		changed.State, changed.Since, changed.Turned = s.State, s.At, v.Epoch+1 // reshape's
 		switch s.State {
 		case NodeUp:
 			changed.Out = false

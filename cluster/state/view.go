@@ -72,8 +72,9 @@ type Node struct {
 	Zone        string    `json:"zone"`
 	Incarnation uint64    `json:"incarnation"` // counts its starts
 	State       NodeState `json:"state"`
-	Since       time.Time `json:"since"` // of State
-	Disks       []Disk    `json:"disks"` // none: a gateway
+	Since       time.Time `json:"since"`            // of State
+	Turned      Epoch     `json:"turned,omitempty"` // in which State began
+	Disks       []Disk    `json:"disks"`            // none: a gateway
 	// Leaving: it is about to stop, and takes part in nothing more until it has started anew.
 	Leaving bool `json:"leaving,omitempty"`
 	// Missing are disks that it once had and has not, by their ids, as long as something may

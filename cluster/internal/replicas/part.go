@@ -87,7 +87,14 @@ func newPart(r *Replicas, g object.Group) *part {
 	return &part{r: r, group: g}
 }
 
-func (p *part) post(e event) { p.box.Post(e, p.handle) }
+func (p *part) post(e event) { p.box.Post(e, p.take) }
+
+func (p *part) take(e event) {
+	p.handle(e)
+	if e.kind == evView {
+		p.r.views.Add(-1)
+	}
+}
 
 func (p *part) handle(e event) {
 	if p.p == nil && !p.load(&e) {

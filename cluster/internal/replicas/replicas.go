@@ -107,6 +107,10 @@ type Replicas struct {
 	view   *state.View
 	stored map[object.Group]bool // the store had objects of it at the start
 
+	views    atomic.Int64  // that partitions have still to be told
+	told     atomic.Uint64 // epoch of the last state that all partitions were to be told
+	followed atomic.Uint64 // and of one that they were
+
 	current atomic.Bool // the state that is known has this life of the node, and it is up
 	spaces  spaces
 	healer  healer
@@ -161,6 +165,9 @@ func (r *Replicas) SetLease(until time.Time) { r.lease.Store(int64(until.Sub(r.s
 
 // SetState follows the replicated state. It is called by one goroutine at a time.
 func (r *Replicas) SetState(v *state.View) {
+	r.views.Add(1)
+	defer r.views.Add(-1)
+	defer r.told.Store(uint64(v.Epoch)) // before it is counted as done
 	r.mu.Lock()
 	old := r.view
 	r.view = v
@@ -186,6 +193,16 @@ func (r *Replicas) SetState(v *state.View) {
 	}
 }
 
+// Followed is the epoch of a state that all partitions have taken note of: nothing is answered any
+// more by what was before it.
+func (r *Replicas) Followed() state.Epoch {
+	told := r.told.Load()
+	if r.views.Load() == 0 {
+		r.followed.Store(told)
+	}
+	return state.Epoch(r.followed.Load())
+}
+
 // setPartition tells a partition what has become of it, if it concerns this node.
 func (r *Replicas) setPartition(v *state.View, policy *state.Policy, i int) {
 	g := object.Group{Policy: policy.ID, Partition: object.Partition(i)}
@@ -199,6 +216,7 @@ func (r *Replicas) setPartition(v *state.View, policy *state.Policy, i int) {
 	if p == nil {
 		p = r.part(g)
 	}
+	r.views.Add(1)
 	p.post(event{kind: evView, view: &view})
 }
 

@@ -244,14 +244,16 @@ func (l *life) renew() {
 	if l.n.hung {
 		return
 	}
-	sent := w.now()
+	sent, followed := w.now(), l.reps.Followed()
 	if w.broken == ignoreLease {
 		l.hold(sent + 1000*second)
 		return
 	}
 	l.tell(func(lead *life) {
-		lead.facts.Heard(l.n.name, l.inc, time.Now())
-		if w.leader.steward.Grant(w.oracle.View(), state.Life{Node: l.n.id, Incarnation: l.inc}) != steward.Granted {
+		if steward.InStep(w.oracle.View(), l.n.id, followed) {
+			lead.facts.Heard(l.n.name, l.inc, time.Now())
+		}
+		if w.leader.steward.Grant(w.oracle.View(), state.Life{Node: l.n.id, Incarnation: l.inc}, followed) != steward.Granted {
 			return
 		}
 		if lead == l {

@@ -32,9 +32,10 @@ type node struct {
 	gateway  bool // without disks
 	life     *life
 	hung     bool
-	apart    bool // from the leader
-	slow     bool // its disk
-	dark     bool // it has no power
+	apart    bool          // from the leader
+	slow     bool          // its disk
+	deaf     time.Duration // until when it hears of no commands
+	dark     bool          // it has no power
 	disk     *disktest.Disk
 	crashing bool          // the disk's power is to fail
 	power    bool          // and with it the machine's
@@ -313,7 +314,7 @@ func (l *life) catchUp() {
 	if l.over || l.applied == len(w.log) {
 		return
 	}
-	if l.n.apart || l.n.hung {
+	if l.n.apart || l.n.hung || w.now() < l.n.deaf {
 		w.after(50*ms, l.catchUp)
 		return
 	}

@@ -21,7 +21,7 @@ import (
 func setupOf(seed uint64) setup {
 	return setup{
 		seed: seed, nodes: 3 + int(seed%3), gateways: int(seed / 2 % 2), copies: 1 + int(seed/3%3), partitions: 2, volumes: 3, objects: 3, depth: 3,
-		trouble: 6 * second, harsh: seed%2 == 0,
+		trouble: 6 * second, harsh: seed%2 == 0, behind: seed%8 == 5,
 	}
 }
 
@@ -48,7 +48,11 @@ func (w *world) tell() {
 	w.logf("the cluster works")
 	w.populate()
 	w.trouble = true
-	w.after(w.between(0, second), w.fault)
+	if w.behind {
+		w.after(w.between(300*ms, second), w.leaveBehind)
+	} else {
+		w.after(w.between(0, second), w.fault)
+	}
 	w.run(nil, w.setup.trouble)
 	w.peace()
 	w.run(nil, second)
@@ -143,14 +147,44 @@ func (w *world) fault() {
 		w.logf("links are mended")
 		clear(w.cut)
 	case 6:
-		n.apart = !n.apart
-		w.logf("%s apart from the leader: %v", n.name, n.apart)
+		w.separate(n)
 	case 7:
 		n.slow = !n.slow
 		w.logf("%s has a slow disk: %v", n.name, n.slow)
 	case 8:
 		w.place()
 	}
+}
+
+// separate cuts a node off from the leader, or ends that. Who leads sends commands again after longer
+// and longer pauses; that a node is there again is known sooner.
+func (w *world) separate(n *node) {
+	if n.apart {
+		n.deaf = w.now() + w.between(0, 4*second)
+	} else if w.chance(0.5) {
+		w.after(w.between(second, 5*second), func() {
+			if n.apart {
+				w.separate(n)
+			}
+		})
+	}
+	n.apart = !n.apart
+	w.logf("%s apart from the leader: %v", n.name, n.apart)
+}
+
+// leaveBehind cuts a node with clients off from the leader until it is down, and lets it come back long
+// before it hears what has been decided meanwhile.
+func (w *world) leaveBehind() {
+	n := w.volumes[w.rng.IntN(len(w.volumes))].current.l.n
+	n.apart = false
+	w.separate(n)
+	w.after(w.between(3*second, 4*second), func() {
+		if n.apart {
+			w.separate(n)
+		}
+		n.deaf = w.now() + w.between(second, 3*second)
+		w.happened("left behind")
+	})
 }
 
 // recovering reports whether a node without power has not been taken out of the in-sync
@@ -215,7 +249,7 @@ func (w *world) peace() {
 	w.trouble = false
 	clear(w.cut)
 	for _, n := range w.nodes {
-		n.apart, n.slow = false, false
+		n.apart, n.slow, n.deaf = false, false, 0
 		if n.crashing && n.life != nil {
 			n.kill(n.power)
 		}

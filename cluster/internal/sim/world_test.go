@@ -98,6 +98,7 @@ type setup struct {
 	depth      int    // requests of a client at a time
 	trouble    time.Duration
 	harsh      bool // power may fail everywhere
+	behind     bool // a node comes back that has not heard what was decided
 	shared     bool // the nodes do not compute the same state once more each
 }
 

@@ -21,6 +21,7 @@ type Facts struct {
 }
 
 type evidence struct {
+	spoke   time.Time // in whatever state it is
 	heard   time.Time
 	life    uint64 // incarnation that was heard
 	refused time.Time
@@ -41,7 +42,7 @@ func (f *Facts) of(node string) *evidence {
 	return e
 }
 
-// Heard says that an incarnation of the node asked for a lease, at a time or before.
+// Heard says that an incarnation of the node asked for a lease, at a time or before, and is in step.
 func (f *Facts) Heard(node string, incarnation uint64, at time.Time) {
 	e := f.of(node)
 	if incarnation > e.life {
@@ -52,8 +53,11 @@ func (f *Facts) Heard(node string, incarnation uint64, at time.Time) {
 	}
 }
 
-// LastHeard is when any incarnation of the node was heard in the present term; zero: never.
-func (f *Facts) LastHeard(node string) time.Time { return f.of(node).heard }
+// Spoke says that the node asked for a lease, as Heard does, but may not be in step.
+func (f *Facts) Spoke(node string, at time.Time) { f.of(node).spoke = at }
+
+// LastSpoke is when any incarnation of the node asked in the present term; zero: never.
+func (f *Facts) LastSpoke(node string) time.Time { return f.of(node).spoke }
 
 // Refused says that the node's machine refused the connection to the peer port at a time.
 func (f *Facts) Refused(node string, at time.Time) { f.of(node).refused = at }
@@ -68,7 +72,7 @@ func (f *Facts) Linked(node string, linked bool) { f.of(node).linked = linked }
 // Forget drops what is known only in the present term: who leads again begins anew.
 func (f *Facts) Forget() {
 	for _, e := range f.nodes {
-		e.heard = time.Time{}
+		e.heard, e.spoke = time.Time{}, time.Time{}
 	}
 }
 

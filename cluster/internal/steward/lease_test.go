@@ -64,7 +64,7 @@ func TestLeaving(t *testing.T) {
 	w.apply(state.Command{Leave: &state.Leave{Node: 2, Incarnation: 1, Most: 100}})
 	w.pass(time.Second)
 	w.expect()
-	if v := w.s.Grant(w.view(), state.Life{Node: 2, Incarnation: 1}); v != Granted {
+	if v := w.s.Grant(w.view(), state.Life{Node: 2, Incarnation: 1}, w.view().Epoch); v != Granted {
 		t.Errorf("it holds nothing any more, and may still tell: %v", v)
 	}
 	for i, q := range w.view().Policies[0].Partitions {
@@ -168,7 +168,7 @@ func leases(t *testing.T, seed uint64) (granted, downs int) {
 				continue
 			}
 			r.facts.Heard(q.name, q.life.Incarnation, w.now)
-			if r.s.Grant(r.view, q.life) == Granted {
+			if r.s.Grant(r.view, q.life, r.view.Epoch) == Granted {
 				granted++
 				if u := q.asked.Add(options.Lease); u.After(until[q.life]) {
 					until[q.life] = u
@@ -183,7 +183,7 @@ func leases(t *testing.T, seed uint64) (granted, downs int) {
 			if r == now {
 				r.view = w.view()
 			}
-			if self := r.view.NodeByName(r.name); r.s.Grant(r.view, state.Life{Node: self.ID, Incarnation: 1}) == Granted {
+			if self := r.view.NodeByName(r.name); r.s.Grant(r.view, state.Life{Node: self.ID, Incarnation: 1}, r.view.Epoch) == Granted {
 				granted++
 				if u := r.contact.Add(options.Lease); u.After(until[state.Life{Node: self.ID, Incarnation: 1}]) {
 					until[state.Life{Node: self.ID, Incarnation: 1}] = u

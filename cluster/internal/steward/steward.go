@@ -100,6 +100,7 @@ const (
 	Unknown // there is no such node: it was removed
 	Other   // the node's name belongs to a process that has started later
 	Deaf    // the leader cannot connect to the node
+	Behind  // the node has not followed yet what made it up or down
 )
 
 // Grant decides whether a node that has asked may go on serving for a lease, counted from
@@ -108,7 +109,11 @@ const (
 // rests on what a node hears instead is unsafe: the node may hear what was sent long ago,
 // or hear and not be heard. With this one, what was granted ends before the node is
 // declared down, and nothing is granted from then on.
-func (s *Steward) Grant(v *state.View, l state.Life) Verdict {
+//
+// Who was down and is up again gets none before it has followed that: until then it knows
+// nothing of what was decided, and changed, without it, and would answer by what was before.
+// The log may reach it seconds after it can ask.
+func (s *Steward) Grant(v *state.View, l state.Life, followed state.Epoch) Verdict {
 	n := v.Node(l.Node)
 	switch {
 	case !s.leading:
@@ -119,8 +124,17 @@ func (s *Steward) Grant(v *state.View, l state.Life) Verdict {
 		return Other
 	case n.Incarnation < l.Incarnation || n.State != state.NodeUp || s.given[l]:
 		return Down
+	case followed < n.Turned:
+		return Behind
 	}
 	return Granted
+}
+
+// InStep reports whether a node has followed what made it up or down. One that has not does not
+// count as heard: it could do nothing.
+func InStep(v *state.View, node state.NodeID, followed state.Epoch) bool {
+	n := v.Node(node)
+	return n == nil || followed >= n.Turned
 }
 
 // Step decides what is to be done. It is called when a fact has changed, and several times

@@ -202,11 +202,14 @@ func TestGrant(t *testing.T) {
 	two := state.Life{Node: 2, Incarnation: 1}
 	grant := func(l state.Life, want Verdict) {
 		t.Helper()
-		if got := w.s.Grant(w.view(), l); got != want {
+		if got := w.s.Grant(w.view(), l, w.view().Epoch); got != want {
 			t.Errorf("lease of %v: %v, want %v", l, got, want)
 		}
 	}
 	grant(two, Granted)
+	if got := w.s.Grant(w.view(), two, w.view().Node(2).Turned-1); got != Behind {
+		t.Errorf("lease of a node that has not followed that it is up: %v", got)
+	}
 	grant(state.Life{Node: 2, Incarnation: 2}, Down)
 	grant(state.Life{Node: 2, Incarnation: 0}, Other)
 	grant(state.Life{Node: 3, Incarnation: 1}, Unknown)
