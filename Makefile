@@ -77,14 +77,16 @@ bench-cluster: build tools ## speed of three nodes with three copies, and of rec
 bench-placement: ## quality and cost of data placement, simulated up to 500 nodes
 	go test -run '^$$' -bench . -benchtime 1x ./cluster/internal/placement
 
-sim: ## a whole cluster simulated from seeds (N=2000; SEED=n tells what happens in one)
+sim: ## a whole cluster simulated from seeds (N=2000; SEED=n tells what happens in one), and gateways of volumes (VDIS=300)
 	go test -count=1 -timeout 1h -v -run 'Simulation$(if $(SEED),$$)' ./cluster/internal/sim -sim.n $(or $(N),2000) $(if $(SEED),-sim.seed $(SEED))
+	$(if $(SEED),,go test -count=1 -timeout 1h -v -run 'Simulation$$' ./vdi -vdi.n $(or $(VDIS),300))
 
 demo: build tools ## three sheep on this machine, an ext4 image on volume vm1, one sheep killed meanwhile (EXIT=1: stop when done; IMAGE=file NODES=1 ADDRESS=127.0.0.5)
 	@integration/demo.sh
 
 soak: build tools ## the crash and fault tests for longer: hundreds of kill -9 (ROUNDS=300), power cuts everywhere (SEEDS=10)
 	go test -count=1 -timeout 2h -v -run 'Simulation' ./cluster/internal/sim -sim.n $(or $(SIM),10000)
+	go test -count=1 -timeout 2h -v -run 'Simulation$$' ./vdi -vdi.n $(or $(VDIS),5000)
 	SOAK_ROUNDS=$(or $(SEEDS),10) go test -count=1 -timeout 3h -run 'Crash|Model|Races' ./storage
 	SHEEP_BIN=$(CURDIR)/bin SOAK_ROUNDS=$(or $(ROUNDS),300) go test -count=1 -v -timeout 3h -run 'Crash|Connects|Flock' ./integration
 

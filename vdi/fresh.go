@@ -3,7 +3,6 @@ package vdi
 import (
 	"context"
 	"errors"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,9 +18,9 @@ const freshenTimeout = 2 * time.Second
 type freshener struct {
 	begun atomic.Uint64 // commands
 
-	mu   sync.Mutex // held while one is under way
-	done uint64     // number of the last one that has ended
-	err  error      // what became of it
+	mu   longLock // held while one is under way
+	done uint64   // number of the last one that has ended
+	err  error    // what became of it
 }
 
 // find looks for a VDI (tag "") or snapshot. What was made through another node a moment

@@ -162,6 +162,9 @@ func (c *core) ask(ctx context.Context, hold time.Duration) error {
 	if !mine || doubted || hold >= adminHold {
 		acquire := catalog.Acquire{Ref: v.Ref, By: me, Since: v.Generation, At: c.s.now(), Hold: hold}
 		res, err := c.s.propose(ctx, catalog.Command{Acquire: &acquire})
+		if now, there := c.current(); errors.Is(err, catalog.ErrNotFound) && there == nil && now.Ref != v.Ref {
+			return fmt.Errorf("%s has another vid by now: %w", c.title(), ErrStale) // the old one was a snapshot, and deleted
+		}
 		if err != nil {
 			return err
 		}

@@ -27,7 +27,7 @@ type Service struct {
 	usage    map[catalog.Ref]counted // see usage.go
 	closed   bool
 
-	makingMu sync.Mutex
+	makingMu longLock
 	making   map[catalog.Ref]bool // reserved by calls under way
 
 	owned sync.Map // object.VID: the *mapping under which this node owns it, for noticed

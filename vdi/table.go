@@ -37,7 +37,7 @@ const (
 // never dropped while the volume is open: a page stands for 1024 objects.
 type table struct {
 	dirs    [maxMapObjects]atomic.Pointer[directory]
-	loading [16]sync.Mutex // by page: several can be loaded at a time
+	loading [16]longLock // by page: several can be loaded at a time
 }
 
 // directory has the pages of one map object.

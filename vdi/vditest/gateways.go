@@ -21,7 +21,11 @@ type Cluster struct {
 	// until a gateway applies the next command, Lease the time after which a stopped gateway is
 	// waited for no more. Set them before Gateway.
 	Delay, Lag, Lease time.Duration
-	Config            func(*vdi.Config) // changes the configuration of services, if set
+	// Rough has one of 10 messages and commands take up to 20 times as long.
+	Rough bool
+	// SlowMaps has what is written to maps arrive up to 20 times as late.
+	SlowMaps bool
+	Config   func(*vdi.Config) // changes the configuration of services, if set
 
 	t        testing.TB
 	mu       sync.Mutex
@@ -113,6 +117,13 @@ func (g *Gateway) Continue() { g.set(func() { g.stopped = time.Time{} }) }
 // Kill ends it; what it has sent arrives nevertheless. Its calls fail with ErrClosed.
 func (g *Gateway) Kill() { g.set(func() { g.killed = true }) }
 
+// Killed reports whether it was killed.
+func (g *Gateway) Killed() bool {
+	g.cluster.mu.Lock()
+	defer g.cluster.mu.Unlock()
+	return g.killed
+}
+
 func (g *Gateway) set(f func()) {
 	g.cluster.mu.Lock()
 	defer g.cluster.mu.Unlock()
@@ -151,6 +162,9 @@ func (c *Cluster) pause(most time.Duration) {
 	c.mu.Lock()
 	d := time.Duration(c.rng.Int64N(int64(most)))
 	often := c.rng.IntN(3) > 0
+	if c.Rough && c.rng.IntN(10) == 0 {
+		d *= 20
+	}
 	c.mu.Unlock()
 	if often {
 		time.Sleep(d)
@@ -267,6 +281,9 @@ func (p *path) carry(f func(*Objects) error) error {
 // Submit implements vdi.Objects.
 func (p *path) Submit(r *object.Request) {
 	go func() {
+		if kind, _ := r.ID.Kind(); r.Op == object.OpWrite && kind == object.KindMap && p.g.cluster.SlowMaps {
+			p.g.cluster.pause(20 * p.g.cluster.Delay)
+		}
 		r.Complete(p.carry(func(o *Objects) error { return o.do(r, p.g.Name) }))
 	}()
 }

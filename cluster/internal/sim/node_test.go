@@ -311,7 +311,7 @@ func (l *life) follow() {
 
 func (l *life) catchUp() {
 	w := l.n.w
-	if l.over || l.applied == len(w.log) {
+	if l.over || l.applied == len(w.log) && (l.reps == nil || l.reps.Followed() == l.view.Epoch) {
 		return
 	}
 	if l.n.apart || l.n.hung || w.now() < l.n.deaf {
@@ -321,7 +321,7 @@ func (l *life) catchUp() {
 	// One command at a time, so that views are skipped only now and then.
 	upTo := len(w.log)
 	if w.chance(0.5) {
-		upTo = l.applied + 1
+		upTo = min(upTo, l.applied+1)
 	}
 	if upTo < len(w.log) {
 		w.after(w.between(0, 5*ms), l.catchUp)
