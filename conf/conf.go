@@ -85,6 +85,7 @@ type ISCSI struct {
 	Prefix         string // of targets' names
 	BlockSize      int    // of logical blocks, bytes
 	Chap           Chap
+	Secrets        string   // directory with a file for each credential
 	Initiators     []string // iSCSI names
 	Allow          []string // CIDR, checked
 	Portals        []string // ADDRESS:PORT,GROUP

@@ -61,6 +61,7 @@ var keys = []key{
 	{name: "iscsi.chap.secret_file", allowed: aSecret, set: text(func(c *Config) *string { return &c.ISCSI.Chap.SecretFile })},
 	{name: "iscsi.chap.mutual_user", allowed: aText, set: text(func(c *Config) *string { return &c.ISCSI.Chap.MutualUser })},
 	{name: "iscsi.chap.mutual_secret_file", allowed: aSecret, set: text(func(c *Config) *string { return &c.ISCSI.Chap.MutualSecretFile })},
+	{name: "iscsi.secrets", allowed: "a directory", set: text(func(c *Config) *string { return &c.ISCSI.Secrets })},
 	{name: "iscsi.initiators", allowed: "a list of iSCSI names", set: list(func(c *Config) *[]string { return &c.ISCSI.Initiators }, nil)},
 	{name: "iscsi.allow", allowed: "a list of networks as 10.0.0.0/8", set: list(func(c *Config) *[]string { return &c.ISCSI.Allow }, network)},
 	{name: "iscsi.portals", allowed: "a list of portals as 10.0.0.12:3260,2", set: list(func(c *Config) *[]string { return &c.ISCSI.Portals }, nil)},

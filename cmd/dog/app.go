@@ -61,7 +61,7 @@ Environment: DOG_ADDRESS (the sheep, as -a), DOG_TOKEN (the token itself).`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%v", err) })
 	a.globalFlags(root.PersistentFlags())
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{formatTable, formatJSON, formatYAML}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(a.clusterCommands(), a.nodeCommands(), a.vdiCommands(), a.sessionCommands(), a.exportCommands(), a.versionCommand(), manCommand(), outputTopic())
+	root.AddCommand(a.clusterCommands(), a.nodeCommands(), a.vdiCommands(), a.sessionCommands(), a.exportCommands(), a.iscsiCommands(), a.versionCommand(), manCommand(), outputTopic())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {

@@ -112,7 +112,7 @@ func (d *daemon) makeISCSI() (err error) {
 	c := d.conf.ISCSI
 	n := iscsi.Config{
 		Volumes: &disks{d.volumes, d.catalog, d.node, d.conf.Node.Name}, Logger: d.log, Prefix: c.Prefix, Node: d.conf.Node.Name,
-		Portals: c.Portals, Initiators: c.Initiators, BlockShift: uint8(bits.Len(uint(c.BlockSize)) - 1),
+		Portals: d.portals, Targets: d.targets(), Secrets: chapSecrets(c.Secrets), Initiators: c.Initiators, BlockShift: uint8(bits.Len(uint(c.BlockSize)) - 1),
 		MaxConnections: c.MaxConnections, MemoryLimit: c.Memory, SessionMemory: c.SessionMemory,
 		Chap: iscsi.Chap{User: c.Chap.User, OurUser: c.Chap.MutualUser},
 	}
@@ -150,6 +150,9 @@ func (n iscsiSessions) Sessions() []api.Session {
 			export = "discovery"
 		}
 		identity := s.Initiator
+		if s.User != "" {
+			identity += " as " + s.User
+		}
 		list = append(list, api.Session{
 			ID: fmt.Sprintf("iscsi-%d", s.ID), Protocol: "iscsi", Peer: s.Peer, Listener: s.Listener, Export: export,
 			ReadOnly: s.ReadOnly, Identity: identity, Started: s.Started,

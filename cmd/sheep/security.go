@@ -3,12 +3,15 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"sheepdog/conf"
+	"sheepdog/frontends/iscsi/access"
 )
 
 // serverTLS loads certificates; nil if there are none. key names the section for errors.
@@ -69,6 +72,33 @@ func readChapSecret(key, file string) (string, error) {
 	return secret, nil
 }
 
+// readSecret reads what is behind a credential: one word, the secret, whose name is the file's; or two, name and
+// secret.
+func readSecret(dir, credential string) (user, secret string, err error) {
+	if dir == "" {
+		return "", "", errors.New("iscsi.secrets names no directory on this gateway")
+	}
+	if err := access.CheckCredential(credential); err != nil { // it must not lead out of the directory
+		return "", "", err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, credential))
+	if err != nil {
+		return "", "", err
+	}
+	words := strings.Fields(string(b))
+	if len(words) == 1 {
+		words = []string{credential, words[0]}
+	}
+	if len(words) != 2 || len(words[1]) < minChapSecret || len(words[1]) > maxChapSecret {
+		return "", "", fmt.Errorf("%s must have one word of %d to %d letters, or CHAP's name before it", filepath.Join(dir, credential), minChapSecret, maxChapSecret)
+	}
+	return words[0], words[1], nil
+}
+
+func chapSecrets(dir string) func(string) (string, string, error) {
+	return func(credential string) (string, string, error) { return readSecret(dir, credential) }
+}
+
 // minToken is the shortest token that is worth its name, in bytes.
 const minToken = 16
 
@@ -85,4 +115,10 @@ func readToken(file string) (string, error) {
 		return "", fmt.Errorf("admin.token_file: %s must have one word of at least %d letters: try openssl rand -hex 32", file, minToken)
 	}
 	return token, nil
+}
+
+// addrOf is an address as netip has it; the zero one if it is none.
+func addrOf(host string) netip.Addr {
+	a, _ := netip.ParseAddr(host)
+	return a
 }

@@ -138,6 +138,7 @@ type Config struct {
 	Cluster Cluster
 	Disks   func() []api.Disk // of this node; default: none
 	Plugs   Plugs             // nil: disks come and go with the configuration
+	Targets Targets           // nil: there is no iSCSI
 	// Scrub reads all that the disks have, notes what is corrupt, and with repair brings that
 	// from other nodes as far as this one is who does so. Default: nothing.
 	Scrub   func(ctx context.Context, repair bool) error

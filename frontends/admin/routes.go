@@ -64,7 +64,7 @@ const (
 
 // allRoutes is all that is served, but for the page of other paths.
 func allRoutes() []route {
-	return slices.Concat(clusterRoutes, nodeRoutes, volumeRoutes, contentRoutes, attachedRoutes, plainRoutes)
+	return slices.Concat(clusterRoutes, nodeRoutes, volumeRoutes, contentRoutes, attachedRoutes, iscsiRoutes, plainRoutes)
 }
 
 // clusterRoutes are about the cluster and its nodes: any node knows, and can do, the same.
@@ -115,6 +115,7 @@ var nodeRoutes = []route{
 		body: api.LogLevel{}, answer: api.LogLevel{}, answers: (*call).setLogLevel},
 	{method: "GET", path: api.Prefix + "/sessions", perNode: true, summary: "The clients of a node's frontends", answer: []api.Session{}, answers: (*call).sessions,
 		query: []param{{"all", "boolean", "whether to list those of all nodes"}}},
+	logoutRoute, knownRoute,
 	{method: "GET", path: api.Prefix + "/exports", summary: "VDIs and snapshots with the URIs for clients", answer: []api.Export{}, answers: (*call).exports},
 }
 

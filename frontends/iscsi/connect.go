@@ -258,6 +258,9 @@ func (c *connection) describe(p login.Params) SessionInfo {
 		ID: c.server.lastID.Add(1), Peer: c.conn.RemoteAddr().String(), Listener: c.conn.LocalAddr().String(), Initiator: p.Initiator,
 		Target: p.Target, User: p.User, ISID: fmt.Sprintf("%x", p.ISID), Digests: digests, Started: time.Now(),
 	}
+	if i.Place = c.place.group; i.Place == "" && len(c.place.disks) > 0 {
+		i.Place = c.place.disks[0].disk.Name
+	}
 	i.ReadOnly = len(c.place.disks) > 0
 	for _, at := range c.place.disks {
 		i.ReadOnly = i.ReadOnly && at.disk.ReadOnly

@@ -1,7 +1,8 @@
 // Package iscsi serves volumes to iSCSI initiators (RFC 7143): VMware, Windows, Linux, QEMU.
 //
 // Every VDI NAME is the target PREFIX:NAME with the volume as logical unit 0; a snapshot is the
-// read-only target PREFIX:NAME.TAG. Sessions have one connection and error recovery level 0.
+// read-only target PREFIX:NAME.TAG; a group of them is one target with several units (see package access, which also
+// says who may log in). Sessions have one connection and error recovery level 0.
 // What a SCSI command means is decided by internal/scsi, what a login is negotiated to by
 // internal/login, both pure; what this package does is to move the data.
 //
@@ -37,6 +38,7 @@
 //	execute.go   plans carried out on the volume; slow.go: those that wait
 //	task.go      a command in flight and its answer; answer.go: all other answers
 //	manage.go    task management; text.go: text, NOP, logout
+//	lun.go       the units of a session; admit.go: who may log in to what
 //	unit.go      logical units: attentions, modes, reservations
 //	errors.go    how failures are answered
 package iscsi

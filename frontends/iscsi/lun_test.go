@@ -356,7 +356,7 @@ func TestKick(t *testing.T) {
 	if n := h.Logout(func(i SessionInfo) bool { return i.Target == prefix+":vm1" }); n != 1 {
 		t.Fatalf("%d sessions", n)
 	}
-	if q, data := a.recv(); q.Op() != pdu.OpAsync || data != nil && len(data) > 0 || q[36] != pdu.AsyncLogout {
+	if q, data := a.recv(); q.Op() != pdu.OpAsync || len(data) > 0 || q[36] != pdu.AsyncLogout {
 		t.Errorf("opcode %#x, event %d", q.Op(), q[36])
 	}
 	a.gone()

@@ -40,8 +40,8 @@ type Config struct {
 	Prefix string
 	// Node is this gateway's name.
 	Node string
-	// Portals are told to initiators beside the one that they found, as ADDRESS:PORT,GROUP.
-	Portals []string
+	// Portals are told to initiators beside the one that they found, as ADDRESS:PORT,GROUP. Default: none.
+	Portals func() []string
 
 	// Chap is asked of all initiators.
 	Chap Chap
@@ -88,6 +88,9 @@ func (c *Config) validate() error {
 	c.LingerTimeout = cmp.Or(c.LingerTimeout, 10*time.Second)
 	c.PingEvery = cmp.Or(c.PingEvery, 30*time.Second)
 	c.LogoutTimeout = cmp.Or(c.LogoutTimeout, 2*time.Second)
+	if c.Portals == nil {
+		c.Portals = func() []string { return nil }
+	}
 	if c.Targets == nil {
 		c.Targets = noTargets{}
 	}

@@ -99,7 +99,7 @@ func TestNegotiation(t *testing.T) {
 }
 
 func TestDiscovery(t *testing.T) {
-	h := serve(t, func(c *Config) { c.Portals = []string{"10.0.0.2:3260,2"} })
+	h := serve(t, func(c *Config) { c.Portals = func() []string { return []string{"10.0.0.2:3260,2"} } })
 	h.store.snapshot("vm1", "daily")
 	c := h.login("", me)
 	c.send(c.request(pdu.OpText, pdu.FlagFinal), text("SendTargets=All"))

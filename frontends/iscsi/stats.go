@@ -81,7 +81,7 @@ type SessionInfo struct {
 	Listener  string // address it came in by
 	Initiator string // iSCSI name
 	Target    string // iSCSI name; "" in a discovery session
-	Name, Tag string // of the volume
+	Place     string // by what rules it was let in: name of a VDI, also for its snapshots, or of a group
 	ReadOnly  bool
 	User      string // that it proved to be
 	ISID      string

@@ -160,7 +160,7 @@ func (s *session) appendTarget(b []byte, target string) []byte {
 	b = pdu.AppendText(b, "TargetName", target)
 	own := s.conn.LocalAddr().String() + "," + strconv.Itoa(int(s.server.group()))
 	b = pdu.AppendText(b, "TargetAddress", own)
-	for _, p := range s.server.cfg.Portals {
+	for _, p := range s.server.cfg.Portals() {
 		if p != own {
 			b = pdu.AppendText(b, "TargetAddress", p)
 		}

@@ -34,6 +34,9 @@ func (s *state) setRecord(c *SetRecord) error {
 	case old.Revision != c.Revision:
 		return refuse(ErrStale, "%q was changed meanwhile", c.Key)
 	case c.Text == "":
+		if there {
+			s.next() // it is a change like others: see Version
+		}
 		delete(s.records, c.Key)
 		return nil
 	case !there && len(s.records) >= MaxRecords:
@@ -61,6 +64,13 @@ func (m *Machine) Record(key string) Record {
 	r := m.state.records[key]
 	r.Key = key
 	return r
+}
+
+// Version grows with each record that is changed. Who has it has all records of before.
+func (m *Machine) Version() uint64 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.state.counter
 }
 
 // Records returns those whose keys begin with prefix, by key.
