@@ -337,9 +337,7 @@ func (d *daemon) makeAdmin() (err error) {
 		Sessions: []admin.SessionSource{nbdSessions{d.nbd}, nativeSessions{d.native}, iscsiSessions{d.iscsi}}, Exports: d.exports, Metrics: d.metrics,
 		Plugs: plugs{d}, Scrub: d.scrub, Level: d.level, Shutdown: d.shutdown, Insecure: d.conf.Insecure, Logger: d.log,
 	}
-	if d.iscsi != nil {
-		a.Targets = &targetOps{targets: d.targets(), server: d.iscsi, prefix: d.conf.ISCSI.Prefix, find: d.catalog}
-	}
+	a.Targets = &targetOps{targets: d.targets(), server: d.iscsi, prefix: d.conf.ISCSI.Prefix, find: d.catalog}
 	if a.TLS, err = serverTLS("admin.tls", c.TLS); err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func targetError(err error) error {
 // targetOps is what the admin API does with targets.
 type targetOps struct {
 	*targets
-	server *iscsi.Server
+	server *iscsi.Server // nil: this node serves no initiators
 	prefix string
 	find   *catalog.Machine
 }
@@ -298,6 +298,9 @@ func (t *targetOps) Await(ctx context.Context, version uint64) error {
 
 // Logout implements admin.Targets.
 func (t *targetOps) Logout(q api.LogoutRequest) int {
+	if t.server == nil {
+		return 0
+	}
 	return t.server.Logout(func(i iscsi.SessionInfo) bool {
 		if !strings.EqualFold(i.Place, q.Target) || q.Initiator != "" && !strings.EqualFold(i.Initiator, q.Initiator) {
 			return false

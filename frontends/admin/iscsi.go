@@ -117,18 +117,23 @@ func (c *call) known() (any, error) {
 }
 
 func (c *call) targets() (any, error) {
-	return c.withTargets(func(t Targets) (any, error) { return orEmpty(t.List()), nil })
+	return c.s.targets(), nil
+}
+
+func (s *Server) targets() []api.Target {
+	if s.cfg.Targets == nil {
+		return []api.Target{}
+	}
+	return orEmpty(s.cfg.Targets.List())
 }
 
 func (c *call) target() (any, error) {
-	return c.withTargets(func(t Targets) (any, error) {
-		for _, x := range t.List() {
-			if x.Name == c.name() {
-				return x, nil
-			}
+	for _, x := range c.s.targets() {
+		if x.Name == c.name() {
+			return x, nil
 		}
-		return nil, refuse(api.KindNotFound, "there is no target %.300q", c.name())
-	})
+	}
+	return nil, refuse(api.KindNotFound, "there is no target %.300q", c.name()).withHint(targetHint)
 }
 
 func (c *call) createGroup() (any, error) {

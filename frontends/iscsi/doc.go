@@ -36,6 +36,7 @@
 //	session.go   the life of a session, order of commands; receive.go: from the socket to requests
 //	command.go   SCSI commands from their header to their plan; dataout.go: their data
 //	execute.go   plans carried out on the volume; slow.go: those that wait
+//	copy.go      third-party copy
 //	task.go      a command in flight and its answer; answer.go: all other answers
 //	manage.go    task management; text.go: text, NOP, logout
 //	lun.go       the units of a session; admit.go: who may log in to what

@@ -65,6 +65,7 @@ type session struct {
 	pings      int              // NOP-Ins that were not answered
 	closed     bool             // before the login is answered, and at the end: nobody else may send anything
 	nextTag    uint32           // target transfer tags
+	copies     copies
 
 	// The reader's.
 	current *task // whose data is in the PDU at hand

@@ -24,6 +24,8 @@ var slowKinds = map[scsi.Kind]func(*task, context.Context) error{
 	scsi.Reserve:      (*task).reserveLegacy,
 	scsi.Release:      (*task).releaseLegacy,
 	scsi.SetGroups:    (*task).setGroups,
+	scsi.ExtendedCopy: (*task).extendedCopy,
+	scsi.CopyResult:   (*task).copyResult,
 }
 
 // piece is how much is read or written at a time by what goes over a range, in bytes.

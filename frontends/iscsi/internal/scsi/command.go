@@ -34,6 +34,8 @@ const (
 	Release                  // the same undone
 	TakeSense                // answer a pending unit attention as data
 	Prevent                  // medium removal
+	ExtendedCopy             // copy as the data says
+	CopyResult               // answer what came of a copy
 	SetGroups                // change the states of target port groups by the data
 	listCommands             // within Decide alone: what the table of commands answers itself
 )
@@ -163,7 +165,7 @@ var commands = makeCommands()
 
 func makeCommands() []*Command {
 	list := append(primaryCommands(), blockCommands()...)
-	return append(list, thinCommands()...)
+	return append(append(list, thinCommands()...), copyCommands()...)
 }
 
 func primaryCommands() []*Command {

@@ -45,7 +45,7 @@ func standardInquiry(device byte) []byte {
 		format     = 2
 		groups     = 0x30 // implicit and explicit asymmetric access
 		queueing   = 0x02
-		thirdParty = 0
+		thirdParty = 0x08
 	)
 	b := make([]byte, inquirySize)
 	b[0], b[2], b[3], b[4], b[5], b[7] = device, spc4, hisup|format, inquirySize-5, groups|thirdParty, queueing

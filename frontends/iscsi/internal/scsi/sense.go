@@ -29,6 +29,7 @@ const (
 	KeyIllegalRequest = 0x5
 	KeyUnitAttention  = 0x6
 	KeyDataProtect    = 0x7
+	KeyCopyAborted    = 0xa
 	KeyAborted        = 0xb
 	KeyMiscompare     = 0xe
 )
@@ -52,6 +53,14 @@ var (
 	InvalidFieldInParameter = Code{KeyIllegalRequest, 0x26, 0x00}
 	InvalidRelease          = Code{KeyIllegalRequest, 0x26, 0x04}
 	InvalidFieldInUnit      = Code{KeyIllegalRequest, 0x0e, 0x03}
+	TooManyTargets          = Code{KeyIllegalRequest, 0x26, 0x06}
+	UnsupportedTarget       = Code{KeyIllegalRequest, 0x26, 0x07}
+	TooManySegments         = Code{KeyIllegalRequest, 0x26, 0x08}
+	UnsupportedSegment      = Code{KeyIllegalRequest, 0x26, 0x09}
+	InlineData              = Code{KeyIllegalRequest, 0x26, 0x0b}
+	CopyOutOfRange          = Code{KeyCopyAborted, 0x00, 0x00}
+	ThirdPartyFailure       = Code{KeyCopyAborted, 0x0d, 0x01}
+	NotReachable            = Code{KeyCopyAborted, 0x0d, 0x02}
 	InsufficientRegistry    = Code{KeyIllegalRequest, 0x55, 0x04}
 	WriteProtected          = Code{KeyDataProtect, 0x27, 0x00}
 	SoftwareWriteProtected  = Code{KeyDataProtect, 0x27, 0x02}

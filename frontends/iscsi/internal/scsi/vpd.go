@@ -15,13 +15,14 @@ var pages = []struct {
 	{0x80, pageSerial},
 	{0x83, pageIdentification},
 	{0x86, pageExtended},
+	{0x8f, pageCopy},
 	{0xb0, pageLimits},
 	{0xb1, pageCharacteristics},
 	{0xb2, pageProvisioning},
 }
 
 // pageCodes are those of pages, which pageList cannot range over itself.
-var pageCodes = []byte{0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2}
+var pageCodes = []byte{0x00, 0x80, 0x83, 0x86, 0x8f, 0xb0, 0xb1, 0xb2}
 
 func planPage(u *Unit, code byte, limit int64) Plan {
 	for _, p := range pages {
@@ -82,8 +83,7 @@ func name(s string) []byte {
 }
 
 func pageIdentification(u *Unit) []byte {
-	naa := u.ID
-	naa[0] = naaLocal | naa[0]&0x0f
+	naa := naaOf(u.ID)
 	number := make([]byte, 4)
 	binary.BigEndian.PutUint16(number[2:], u.Group)
 	b := designator(codeBinary, ofUnit|typeNAA, naa[:])
