@@ -31,15 +31,11 @@ var skipped = map[string]string{
 	"Sanitize.CryptoEraseReserved": sanitizing, "Sanitize.ExitFailureMode": sanitizing, "Sanitize.InvalidServiceAction": sanitizing,
 	"Sanitize.Overwrite": sanitizing, "Sanitize.OverwriteReserved": sanitizing, "Sanitize.Readonly": sanitizing,
 	"Sanitize.Reservations": sanitizing, "Sanitize.Reset": sanitizing,
-	"ExtendedCopy.Simple": copying, "ExtendedCopy.ParamHdr": copying, "ExtendedCopy.DescrLimits": copying,
-	"ExtendedCopy.DescrType": copying, "ExtendedCopy.ValidTgtDescr": copying, "ExtendedCopy.ValidSegDescr": copying,
-	"ReceiveCopyResults.CopyStatus": copying, "ReceiveCopyResults.OpParams": copying,
 }
 
 const (
 	atomicity  = "only sectors are promised to be old or new after a power cut"
 	sanitizing = "a volume cannot promise that nothing is left: snapshots, other copies and logs have it"
-	copying    = "third-party copy is not there yet"
 )
 
 // wrong are tests of the suite that are themselves wrong, and by what clause.
@@ -135,9 +131,6 @@ func TestISCSISuite4K(t *testing.T) {
 	for _, name := range []string{"GetLBAStatus", "Read*", "Unmap", "WriteSame16", "CompareAndWrite"} {
 		results, output := suite(t, "ALL."+name, s.ISCSI("vm1"))
 		skip := map[string]string{"WriteSame16.ZeroBlocks": skipped["WriteSame16.ZeroBlocks"], "ReadOnly.ReadOnlySBC": "is run on a snapshot"}
-		for _, k := range []string{"CopyStatus", "OpParams"} {
-			skip["ReceiveCopyResults."+k] = copying
-		}
 		for k := range results {
 			// Tests of parts of a physical block have nothing to test here.
 			if strings.HasSuffix(k, "Unaligned") || strings.HasSuffix(k, "InvalidDataOutSize") {

@@ -149,7 +149,7 @@ func DecodeCopy(b []byte) (c Copy, sense Sense) {
 	}
 	var list []CopyTarget
 	for at := copyHeader; at < copyHeader+targets; at += targetDescSize {
-		t, s := decodeTarget(b[at:at+targetDescSize], at)
+		t, s := decodeTarget(b[at : at+targetDescSize])
 		if s != (Sense{}) {
 			return c, s
 		}
@@ -168,15 +168,13 @@ func DecodeCopy(b []byte) (c Copy, sense Sense) {
 	return c, Sense{}
 }
 
-// decodeTarget reads an identification descriptor. What it designates is looked for later.
-func decodeTarget(d []byte, at int) (t CopyTarget, sense Sense) {
-	const byDesignator, null = 0, 0x20
+// decodeTarget reads an identification descriptor. What it designates is looked for later. LU ID
+// TYPE is ignored, and NUL obsolete, as in SPC-4.
+func decodeTarget(d []byte) (t CopyTarget, sense Sense) {
 	switch {
 	case d[0] != codeIdentity:
 		return t, Sense{Code: UnsupportedTarget}
-	case d[1]>>6 != byDesignator:
-		return t, Sense{Code: InvalidFieldInParameter, Field: uint16(at + 1), HasField: true}
-	case d[1]&null != 0 || d[4]&0x0f != codeBinary || d[5]&0x3f != typeNAA|ofUnit || d[7] != 8:
+	case d[4]&0x0f != codeBinary || d[5]&0x3f != typeNAA|ofUnit || d[7] != 8:
 		return t, Sense{} // nothing that there is here
 	}
 	t.valid = true
