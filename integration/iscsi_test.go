@@ -168,6 +168,8 @@ func TestISCSIClients(t *testing.T) {
 	rig.OK(t, "qemu-io", "-f", "raw", "-t", "none", "-c", "write -f -P 7 0 1M", "-c", "write -z 1M 1M", "-c", "discard 2M 1M", "-c", "flush",
 		"-c", "read -P 7 0 1M", "-c", "read -P 0 1M 2M", url)
 	rig.Contains(t, rig.OK(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", image, s.ISCSI("vm1.then")), "identical")
+	rig.OK(t, "qemu-img", "bench", "-f", "raw", "-t", "none", "-c", "2000", "-d", "32", "-s", "4k", url)
+	rig.OK(t, "qemu-img", "bench", "-f", "raw", "-t", "none", "-w", "-c", "500", "-d", "32", "-s", "4k", "--pattern=7", url)
 	// QEMU and libiscsi send a non-immediate NOP-Out every 5 s.
 	rig.OK(t, "qemu-io", "-f", "raw", "-c", "read -P 7 0 4k", "-c", "sleep 7000", "-c", "read -P 7 0 4k", url)
 	rig.Contains(t, s.Dog("session", "list"), "")

@@ -155,7 +155,11 @@ type handle struct {
 	closed atomic.Bool
 }
 
-func (h *handle) Size() int64    { return h.Disk.Size }
+func (h *handle) Size() int64 {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.Disk.Size
+}
 func (h *handle) ReadOnly() bool { return h.Disk.ReadOnly }
 func (h *handle) Kick()          {}
 

@@ -70,6 +70,9 @@ type Config struct {
 	// PingEvery is after how long without a word an initiator is asked whether it is there.
 	// Default 30 s.
 	PingEvery time.Duration
+	// SettlePaths is how long a gateway must have owned a volume before initiators are told that it is the
+	// quicker path. Default 3 s.
+	SettlePaths time.Duration
 	// LogoutTimeout is how long Shutdown leaves initiators to log out. Default 2 s.
 	LogoutTimeout time.Duration
 }
@@ -87,6 +90,7 @@ func (c *Config) validate() error {
 	c.StallTimeout = cmp.Or(c.StallTimeout, 30*time.Second)
 	c.LingerTimeout = cmp.Or(c.LingerTimeout, 10*time.Second)
 	c.PingEvery = cmp.Or(c.PingEvery, 30*time.Second)
+	c.SettlePaths = cmp.Or(c.SettlePaths, 3*time.Second)
 	c.LogoutTimeout = cmp.Or(c.LogoutTimeout, 2*time.Second)
 	if c.Portals == nil {
 		c.Portals = func() []string { return nil }

@@ -343,3 +343,48 @@ func TestFailures(t *testing.T) {
 		}
 	}
 }
+
+// A size and paths that change behind a session's back are told once, and are then as they are.
+func TestChangesAreTold(t *testing.T) {
+	h := serve(t, func(c *Config) { c.PingEvery, c.SettlePaths = 800*time.Millisecond, 500*time.Millisecond }) // upkeep looks every 200 ms
+	h.pong = true
+	c := h.login("vm1", me)
+	c.ready()
+	capacity := func() uint32 {
+		c.send(c.command(fRead, 8, 0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0), nil)
+		r := c.finish()
+		if r.status != 0 {
+			t.Fatal(r)
+		}
+		return binary.BigEndian.Uint32(r.data) + 1
+	}
+	before := capacity()
+	h.store.mu.Lock()
+	d := h.store.disks["vm1"]
+	d.mu.Lock()
+	d.Disk.Size *= 2
+	d.data, d.hole = append(d.data, make([]byte, len(d.data))...), append(d.hole, make([]bool, len(d.hole))...)
+	d.mu.Unlock()
+	h.store.changes.Add(1)
+	h.store.mu.Unlock()
+	// At the next command, not some time later.
+	c.send(c.command(pdu.FlagFinal, 0, 0), nil)
+	if r := c.finish(); r.sense != [3]byte{6, 0x2a, 9} {
+		t.Errorf("after a resize: %v, want CAPACITY DATA HAS CHANGED", r)
+	}
+	if now := capacity(); now != 2*before {
+		t.Errorf("capacity %d, want %d", now, 2*before)
+	}
+	if r := c.write(int(before), pattern(4096, 1)); r.status != 0 {
+		t.Errorf("write to what was added: %v", r)
+	}
+	h.store.mu.Lock()
+	h.store.paths = []Path{{Group: 1}, {Group: 2, Owner: true}}
+	h.store.changes.Add(1)
+	h.store.mu.Unlock()
+	c.until(0, [3]byte{6, 0x2a, 6})
+	c.send(c.command(fRead, 128, 0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0), nil)
+	if r := c.finish(); r.status != 0 || len(r.data) != 28 || r.data[4]&15 != 1 || r.data[16]&15 != 0 {
+		t.Errorf("target port groups: %v % x", r, r.data)
+	}
+}

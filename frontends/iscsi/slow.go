@@ -249,6 +249,6 @@ func (t *task) setGroups(ctx context.Context) error {
 	if err := t.s.server.cfg.Volumes.Own(ctx, u.name); err != nil {
 		return err
 	}
-	u.refresh()
+	u.settled()
 	return nil
 }

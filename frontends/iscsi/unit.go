@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"sheepdog/frontends/iscsi/internal/scsi"
 	"sheepdog/vdi"
@@ -27,6 +28,7 @@ type unit struct {
 	members  map[*session]*attentions
 	modes    scsi.Modes
 	told     []scsi.Group // as the initiators know them
+	paths    paths
 	size     int64
 	id       [8]byte
 	revision uint64
@@ -59,7 +61,7 @@ func (u *unit) rebuild(d Disk) {
 	c := &u.server.cfg
 	u.state.Store(&scsi.Unit{
 		Blocks: uint64(d.Size) >> c.BlockShift, BlockShift: c.BlockShift, ReadOnly: d.ReadOnly, ID: d.ID, Group: u.server.group(),
-		Groups: groupsOf(c.Volumes.Paths(u.name, u.tag)), Protected: u.modes.Protected, Descriptor: u.modes.Descriptor,
+		Groups: u.paths.show(groupsOf(c.Volumes.Paths(u.name, u.tag)), time.Now(), c.SettlePaths), Protected: u.modes.Protected, Descriptor: u.modes.Descriptor,
 	})
 }
 
@@ -178,9 +180,47 @@ func (u *unit) update(now uint64) {
 	u.valid.Store(true)
 }
 
+// paths are states of target port groups as initiators are shown them. Who owns a volume changes with each
+// write while initiators write through two gateways in turn; they would only hear of what is not so any more, and a
+// unit attention takes a command's place each time. So which one is optimized is shown when it has stayed so for a while.
+type paths struct {
+	shown, next []scsi.Group
+	since       time.Time // next is so
+}
+
+// show takes in what is so now and gives what is shown.
+func (p *paths) show(now []scsi.Group, at time.Time, settle time.Duration) []scsi.Group {
+	if !sameGroups(p.next, now) {
+		p.next, p.since = now, at
+	}
+	if !sameReach(p.shown, now) || at.Sub(p.since) >= settle {
+		p.shown = now
+	}
+	return p.shown
+}
+
+// sameReach reports whether the same groups can be reached, whichever is the better one.
+func sameReach(a, b []scsi.Group) bool {
+	reach := func(g scsi.Group) scsi.Group {
+		if g.State == scsi.ActiveNonOptimized {
+			g.State = scsi.ActiveOptimized
+		}
+		return g
+	}
+	return slices.EqualFunc(a, b, func(x, y scsi.Group) bool { return reach(x) == reach(y) })
+}
+
+// settled shows what is so now at once: an initiator has asked for it.
+func (u *unit) settled() {
+	u.mu.Lock()
+	u.paths = paths{}
+	u.mu.Unlock()
+	u.valid.Store(false)
+	u.refresh()
+}
+
 // tellPaths tells of states of target port groups that have changed since they were last told
-// of. Upkeep calls it: initiators that write through two gateways in turn change who owns the volume with each
-// write, and shall not hear of it more often than they could do something about it.
+// of. Upkeep calls it.
 func (u *unit) tellPaths() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -193,17 +233,7 @@ func (u *unit) tellPaths() {
 	u.told = now
 }
 
-func sameGroups(a, b []scsi.Group) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
-}
+func sameGroups(a, b []scsi.Group) bool { return slices.Equal(a, b) }
 
 // reopen has the volume's layer take notice of a size that another gateway has changed.
 func (u *unit) reopen() {

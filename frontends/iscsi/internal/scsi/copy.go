@@ -103,10 +103,10 @@ type Copy struct {
 
 // Segment copies blocks from one unit to another, perhaps the same.
 type Segment struct {
-	From, To     CopyTarget
-	At, Dest     uint64 // LBA
-	Blocks       uint64 // of From, or with ByDest of To
-	ByDest       bool
+	From, To CopyTarget
+	At, Dest uint64 // LBA
+	Blocks   uint64 // of From, or with ByDest of To
+	ByDest   bool
 }
 
 // CopyTarget names a unit by a designator of VPD page 83h. The zero value is none that could be reached.
