@@ -320,6 +320,19 @@ func (n *Node) Leased() bool {
 	return r != nil && r.Leased()
 }
 
+// Lapses is even while this node has a lease. If it is the same at two moments, nobody has taken
+// this node for gone in between.
+func (n *Node) Lapses() uint64 {
+	if n.flock == nil {
+		return 0
+	}
+	r := n.flock.replicas()
+	if r == nil {
+		return 1
+	}
+	return r.Lapses()
+}
+
 // Leading reports whether this node leads the cluster, and so does what one does for all.
 func (n *Node) Leading() bool {
 	l := n.consensus.Load()

@@ -92,6 +92,9 @@ func (d *disks) Paths(name, tag string) []iscsi.Path {
 	return list
 }
 
+// Lapses implements iscsi.Volumes.
+func (d *disks) Lapses() uint64 { return d.node.Lapses() }
+
 // Reservations implements iscsi.Volumes.
 func (d *disks) Reservations(name, tag string) (string, uint64, error) {
 	return d.volumes.Reservation(name, tag)

@@ -15,6 +15,8 @@ type store struct {
 	disks   map[string]*disk // by NAME or NAME.TAG
 	opens   atomic.Int64     // volumes open now
 	changes atomic.Uint64
+	lapses  atomic.Uint64
+	taken   atomic.Bool // another gateway owned the disk: writes are asked about
 	fences  atomic.Int64
 	owner   uint16
 	paths   []Path
@@ -104,6 +106,7 @@ func (s *store) Open(_ context.Context, name, tag, _ string) (Volume, error) {
 }
 
 func (s *store) Changes() uint64 { return s.changes.Load() }
+func (s *store) Lapses() uint64  { return s.lapses.Load() }
 func (s *store) Group() uint16   { return 1 }
 func (s *store) Paths(string, string) []Path {
 	s.mu.Lock()
@@ -177,6 +180,12 @@ func (h *handle) Submit(r *vdi.Request) {
 	}
 	if r.Off < 0 || r.Len < 0 || r.Off+r.Len > int64(len(h.data)) {
 		panic(fmt.Sprintf("request beyond the volume: %d+%d", r.Off, r.Len))
+	}
+	if h.store.taken.Load() && r.Check != nil && (r.Op == vdi.OpWrite || r.Op == vdi.OpZero || r.Op == vdi.OpDiscard) {
+		if r.Err = r.Check(r); r.Err != nil {
+			r.Done(r)
+			return
+		}
 	}
 	h.mu.RLock()
 	hold := h.hold

@@ -68,7 +68,8 @@ type session struct {
 	copies     copies
 
 	// The reader's.
-	current *task // whose data is in the PDU at hand
+	lapses  struct{ tried, since uint64 } // see past.go
+	current *task                         // whose data is in the PDU at hand
 	touched []*lun
 	text    textExchange
 }
@@ -88,6 +89,7 @@ func newSession(s *Server, conn net.Conn, p login.Params, first *pdu.Header, c *
 	n.stream = stream.New(conn, s.budget, s.cfg.SessionMemory, n.kick)
 	n.setLUNs(nil)
 	n.stream.Need(pdu.HeaderSize)
+	n.watchLapses()
 	n.nexus = scsi.Nexus{Port: fmt.Sprintf("%s,i,0x%x", n.params.Initiator, n.params.ISID), Group: s.group()}
 	// The login's requests are immediate: the first command has their number.
 	n.expectedSN.Store(c.commandSN)
@@ -161,6 +163,7 @@ func (s *session) readLoop() error {
 		default:
 		}
 		s.stream.FinishBatch()
+		s.tryToReceive()
 		if err := s.stream.Receive(); err != nil {
 			return err
 		}

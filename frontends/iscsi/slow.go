@@ -28,6 +28,9 @@ var slowKinds = map[scsi.Kind]func(*task, context.Context) error{
 	scsi.CopyResult:   (*task).copyResult,
 }
 
+// catalogKinds change what the catalog has: nothing else asks whether they are of the past.
+var catalogKinds = map[scsi.Kind]bool{scsi.ReserveOut: true, scsi.Reserve: true, scsi.Release: true, scsi.SetGroups: true}
+
 // piece is how much is read or written at a time by what goes over a range, in bytes.
 const piece = 1 << 20
 
@@ -120,8 +123,11 @@ func (t *task) flags() vdi.Flags {
 }
 
 // still is asked when this gateway has become the owner for the task's sake: another one may
-// have changed the reservations before. It is Check of the task's requests.
+// have changed the reservations before, or carried the same command out. It is Check of the task's requests.
 func (t *task) still(*vdi.Request) error {
+	if err := t.past(); err != nil {
+		return err
+	}
 	if t.at.unit.conflicts(t.s.nexus, &t.plan) {
 		return &conflictError{}
 	}

@@ -27,6 +27,7 @@ type task struct {
 	lun       uint64
 	at        *lun // nil: there is none under that number
 	immediate bool
+	lapses    uint64 // of this gateway, when it was received or before; see past.go
 	plan      scsi.Plan
 	outcome   scsi.Outcome
 	wantIn    int64 // bytes that the initiator expects to get, and to send
@@ -70,7 +71,7 @@ var tasks = sync.Pool{New: func() any {
 
 func (s *session) newTask(h *pdu.Header) *task {
 	t := tasks.Get().(*task)
-	t.s, t.tag, t.lun, t.immediate = s, h.TaskTag(), h.LUN(), h.Immediate()
+	t.s, t.tag, t.lun, t.immediate, t.lapses = s, h.TaskTag(), h.LUN(), h.Immediate(), s.lapses.since
 	if h.Flags()&pdu.FlagRead != 0 {
 		t.wantIn = int64(h.ExpectedLength())
 	}

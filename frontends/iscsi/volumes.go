@@ -40,6 +40,9 @@ type Volumes interface {
 	Group() uint16
 	// Paths lists the gateways by number.
 	Paths(name, tag string) []Path
+	// Lapses is even while nobody may take this gateway for gone. If it is the same at two
+	// moments, nobody has in between. It does not wait.
+	Lapses() uint64
 	// Reservations returns the text that SetReservations stored, "" if none, and its
 	// revision, as far as this node knows.
 	Reservations(name, tag string) (text string, revision uint64, err error)

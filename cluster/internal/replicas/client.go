@@ -103,6 +103,16 @@ func (r *Replicas) Readable(g object.Group, epoch state.Epoch) bool {
 // Leased reports whether this node may answer (INV-R5).
 func (r *Replicas) Leased() bool { return int64(r.now()) < r.lease.Load() }
 
+// Lapses is even while this node has a lease. It is the same as before if the node had one all the time.
+func (r *Replicas) Lapses() uint64 {
+	leased := r.Leased() // first: see SetLease
+	n := 2 * r.lapses.Load()
+	if !leased {
+		n++
+	}
+	return n
+}
+
 // Read submits a read to this node's own store.
 func (r *Replicas) Read(q *object.Request) {
 	r.clients.Add(1)

@@ -99,6 +99,7 @@ type Replicas struct {
 	cancel context.CancelFunc
 	works  sync.WaitGroup // goroutines that carry out effects which have to wait
 	lease  atomic.Int64   // replica.Time
+	lapses atomic.Uint64  // how often a lease began after the one before had ended
 	closed atomic.Bool
 
 	mu     sync.RWMutex
@@ -160,8 +161,13 @@ func New(ctx context.Context, cfg Config) (*Replicas, error) {
 // now is the time on the replicas' clock.
 func (r *Replicas) now() replica.Time { return replica.Time(time.Since(r.start)) }
 
-// SetLease says until when this node may answer (INV-R5).
-func (r *Replicas) SetLease(until time.Time) { r.lease.Store(int64(until.Sub(r.start))) }
+// SetLease says until when this node may answer (INV-R5). It is called by one goroutine at a time.
+func (r *Replicas) SetLease(until time.Time) {
+	if !r.Leased() {
+		r.lapses.Add(1) // before: who sees the new lease shall see that there was a gap
+	}
+	r.lease.Store(int64(until.Sub(r.start)))
+}
 
 // SetState follows the replicated state. It is called by one goroutine at a time.
 func (r *Replicas) SetState(v *state.View) {

@@ -118,6 +118,9 @@ func (s *Stream) buffers() (p, q []byte, err error) {
 // idle implements receiver: the client has sent nothing more yet. Whatever can be
 // answered is on its way, and the session holds no more memory than it needs.
 func (s *Stream) idle() {
+	if s.empty != nil {
+		s.empty()
+	}
 	s.FinishBatch()
 	in := &s.in
 	if in.chunk != nil && in.r == in.w && len(in.fill) == 0 && in.chunk.refs.Load() == 1 {

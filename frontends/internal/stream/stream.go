@@ -20,6 +20,7 @@ type Stream struct {
 	budget *Budget
 	limit  int64 // bytes that may be held
 	kick   func()
+	empty  func() // nil, or see OnEmpty
 
 	taking   context.Context // ends when the reader shall take no more requests
 	stopTake context.CancelFunc
@@ -47,6 +48,10 @@ func New(conn net.Conn, b *Budget, limit int64, kick func()) *Stream {
 	s.sender.Go(s.sendLoop)
 	return s
 }
+
+// OnEmpty has fn called by the reader whenever the client has sent nothing more: all that it receives then comes
+// after the receiving began that found nothing. It is called before anything is received.
+func (s *Stream) OnEmpty(fn func()) { s.empty = fn }
 
 // Stop makes the reader stop: no further request is taken, those in flight are answered.
 // It may be called from any goroutine.
