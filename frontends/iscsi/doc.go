@@ -38,6 +38,7 @@
 //	execute.go   plans carried out on the volume; slow.go: those that wait
 //	copy.go      third-party copy
 //	task.go      a command in flight and its answer; answer.go: all other answers
+//	past.go      commands that a gateway which was taken for gone still has
 //	manage.go    task management; text.go: text, NOP, logout
 //	lun.go       the units of a session; admit.go: who may log in to what
 //	unit.go      logical units: attentions, modes, reservations
