@@ -98,30 +98,6 @@ func TestNegotiation(t *testing.T) {
 	}
 }
 
-// Portals that are configured have a number, or are a node's; else all nodes have the same port.
-func TestPortals(t *testing.T) {
-	for _, row := range []struct{ portals, want []string }{
-		{nil, []string{"[::9]:PORT,9", "127.0.0.7:PORT,7"}},
-		{[]string{"127.0.0.7:3333", "10.1.1.1:3260,7", "10.9.9.9:3260", "127.0.0.1:4444"}, []string{"127.0.0.7:3333,7", "10.1.1.1:3260,7", "127.0.0.1:4444,1"}},
-	} {
-		h := serve(t, func(c *Config) {
-			c.Portals = row.portals
-			c.Volumes.(*store).paths = []Path{{Group: 7, Host: "127.0.0.7"}, {Group: 1, Host: "127.0.0.1"}, {Group: 9, Host: "::9"}}
-		})
-		c := h.login("", me)
-		c.send(c.request(pdu.OpText, pdu.FlagFinal), text("SendTargets="+prefix+":vm1"))
-		_, b := c.recv()
-		want := "TargetName=" + prefix + ":vm1\x00TargetAddress=" + h.addr + ",1\x00"
-		_, port, _ := net.SplitHostPort(h.addr)
-		for _, p := range row.want {
-			want += "TargetAddress=" + strings.Replace(p, "PORT", port, 1) + "\x00"
-		}
-		if string(b) != want {
-			t.Errorf("portals %q: %q, want %q", row.portals, b, want)
-		}
-	}
-}
-
 func TestDiscovery(t *testing.T) {
 	h := serve(t, func(c *Config) { c.Portals = func() []string { return []string{"10.0.0.2:3260,2"} } })
 	h.store.snapshot("vm1", "daily")
