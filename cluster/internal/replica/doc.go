@@ -21,6 +21,9 @@
 // until they have said that they know of the new epoch: with that, and with leases, one
 // node at most takes itself for the primary.
 //
+// Nodes hear of a new epoch one after the other. What is asked of a node under an epoch that it
+// does not know yet waits until it does; what is of an earlier one is refused.
+//
 // Nothing old lands on something newer: before a node answers the survey of an epoch, or
 // takes changes in it, all it was applying under earlier epochs is done; and requests of
 // gateways are of one epoch, so that none is carried out after the gateway has turned

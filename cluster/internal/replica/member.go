@@ -125,6 +125,10 @@ func (p *Partition) confirm(mark Mark) {
 // AnswerSurvey answers the primary's survey of the members, and of those who were
 // primaries: by the answer it knows that this node takes itself for one no more.
 func (p *Partition) AnswerSurvey(from Peer, epoch state.Epoch, token any) {
+	if epoch > p.view.Epoch {
+		p.wait(epoch, func(Time) { p.AnswerSurvey(from, epoch, token) }, func() { p.reply(from, token, ErrEpoch) })
+		return
+	}
 	switch {
 	case epoch != p.view.Epoch || p.role == primary || from != p.view.ISR[0]:
 		p.reply(from, token, ErrEpoch)
@@ -138,6 +142,10 @@ func (p *Partition) AnswerSurvey(from Peer, epoch state.Epoch, token any) {
 // AnswerAsk answers the primary that begins to bring this learner in sync. The objects
 // that this node has are added by the caller.
 func (p *Partition) AnswerAsk(from Peer, epoch state.Epoch, session uint32, token any) {
+	if epoch > p.view.Epoch {
+		p.wait(epoch, func(Time) { p.AnswerAsk(from, epoch, session, token) }, func() { p.reply(from, token, ErrEpoch) })
+		return
+	}
 	if !p.follows(from, epoch) || p.role != learning || session < p.session {
 		p.reply(from, token, ErrEpoch)
 		return

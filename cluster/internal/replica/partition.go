@@ -44,6 +44,7 @@ type Partition struct {
 	repaired  map[object.ID]bool // in this session: true once stored
 	received  map[uint64]bool    // beyond floor: true once stored
 	questions []question
+	early     []early // in the order they came
 
 	objects   map[object.ID]*objectQueue
 	spare     []*objectQueue
@@ -129,7 +130,10 @@ func (p *Partition) Readable() bool { return p.Serving() || p.role == member && 
 
 // Idle reports whether Tick has nothing to do before another event comes.
 func (p *Partition) Idle() bool {
-	return p.role != primary && p.purgeAt == 0 || p.role == primary && p.phase == serving && !p.renewing && p.sequenced.front == nil && p.held.front == nil && len(p.view.Learners) == 0 &&
+	if p.role != primary || len(p.early) > 0 {
+		return p.purgeAt == 0 && len(p.early) == 0
+	}
+	return p.phase == serving && !p.renewing && p.sequenced.front == nil && p.held.front == nil && len(p.view.Learners) == 0 &&
 		!p.failed && p.told == p.committed() && !slices.ContainsFunc(p.peers, func(m peer) bool { return m.expel })
 }
 
@@ -165,6 +169,7 @@ func (p *Partition) SetView(now Time, v View) {
 	default:
 		p.holds = true
 	}
+	p.takeEarly(now)
 }
 
 // has reports whether a node is a member or learner.

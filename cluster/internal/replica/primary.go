@@ -11,6 +11,10 @@ import (
 // may address it to another epoch once this one has ended or ErrRetry is the outcome.
 func (p *Partition) Submit(now Time, epoch state.Epoch, op *Op) {
 	op.Err, op.list, op.learner, op.refs = nil, nil, nil, 0
+	if epoch > p.view.Epoch {
+		p.wait(epoch, func(now Time) { p.Submit(now, epoch, op) }, func() { p.end(op, ErrRetry) })
+		return
+	}
 	if p.role != primary || epoch != p.view.Epoch {
 		p.end(op, ErrRetry)
 		return
@@ -19,19 +23,6 @@ func (p *Partition) Submit(now Time, epoch state.Epoch, op *Op) {
 	if p.enqueue(op) {
 		p.run(now, op)
 	}
-}
-
-// Cancel refuses an op that has not begun, for its client is gone; one that has begun
-// goes on. It reports whether it was in time; then Answer follows.
-func (p *Partition) Cancel(now Time, op *Op) bool {
-	if op.state > opHeld || op.object == nil {
-		return false
-	}
-	op.unlist()
-	op.state = opDone
-	p.dequeue(now, op)
-	p.end(op, ErrRetry)
-	return true
 }
 
 // Holders are the nodes that may hold what was answered lately: a flush must make it
@@ -294,6 +285,7 @@ func (p *Partition) expel(now Time, i int) {
 
 // Tick lets time pass.
 func (p *Partition) Tick(now Time) {
+	p.tickEarly(now)
 	if p.role != primary {
 		if p.purgeAt != 0 && now >= p.purgeAt {
 			p.purge()
