@@ -16,9 +16,9 @@ type proposals struct {
 	f    *flock
 	wake chan struct{}
 
-	mu      sync.Mutex
-	waiting []state.ChangeISR
-	urgent  bool // clients wait for one that waits
+	mu     sync.Mutex
+	urgent []state.ChangeISR // clients wait for them
+	added  []state.ChangeISR // members that are in sync: nobody waits for them
 	// pending are those that wait or are under way, so that one that is repeated is not
 	// proposed twice.
 	pending map[proposal]bool
@@ -37,6 +37,9 @@ const (
 	// changesAtATime bounds a command. All that it changes settles at the same time, and
 	// clients wait meanwhile.
 	changesAtATime = 512
+	// additionsAtATime bounds one of additions, of which one is under way at a time: they can
+	// wait, and clients shall not notice them.
+	additionsAtATime = 128
 	// batchesAtATime bounds the commands that wait for the log, so that one that finds no
 	// leader does not keep those up that come after it.
 	batchesAtATime = 4
@@ -64,16 +67,26 @@ func (p *proposals) add(c state.ChangeISR) {
 		return
 	}
 	p.pending[key] = true
-	p.waiting = append(p.waiting, c)
-	p.urgent = p.urgent || c.Add == 0
+	if c.Add == 0 {
+		p.urgent = append(p.urgent, c)
+	} else {
+		p.added = append(p.added, c)
+	}
 	signal(p.wake)
 }
 
 // run proposes what is added, until ctx ends.
 func (p *proposals) run(ctx context.Context) {
-	slots := make(chan struct{}, batchesAtATime)
+	slots, adding := make(chan struct{}, batchesAtATime), make(chan struct{}, 1)
 	var batches sync.WaitGroup
 	defer batches.Wait()
+	begin := func(slots chan struct{}, changes []state.ChangeISR) {
+		batches.Go(func() {
+			p.propose(ctx, changes)
+			<-slots
+			signal(p.wake) // more may wait for the slot
+		})
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -83,16 +96,12 @@ func (p *proposals) run(ctx context.Context) {
 		if !p.gather(ctx) {
 			return
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case slots <- struct{}{}:
+		if changes := p.take(&p.urgent, slots, changesAtATime); len(changes) > 0 {
+			begin(slots, changes)
 		}
-		changes := p.take()
-		batches.Go(func() {
-			defer func() { <-slots }()
-			p.propose(ctx, changes)
-		})
+		if changes := p.take(&p.added, adding, additionsAtATime); len(changes) > 0 {
+			begin(adding, changes)
+		}
 	}
 }
 
@@ -103,7 +112,7 @@ func (p *proposals) gather(ctx context.Context) bool {
 	defer t.Stop()
 	for {
 		p.mu.Lock()
-		ready := p.urgent || len(p.waiting) >= changesAtATime
+		ready := len(p.urgent) > 0 || len(p.added) >= additionsAtATime
 		p.mu.Unlock()
 		if ready {
 			return true
@@ -118,14 +127,23 @@ func (p *proposals) gather(ctx context.Context) bool {
 	}
 }
 
-// take takes what waits, as much as goes into one command.
-func (p *proposals) take() []state.ChangeISR {
+// take takes what waits in a list, as much as goes into one command, with a slot; nothing if
+// none is free.
+func (p *proposals) take(list *[]state.ChangeISR, slots chan struct{}, most int) []state.ChangeISR {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := min(len(p.waiting), changesAtATime)
-	changes := p.waiting[:n:n]
-	if p.waiting = p.waiting[n:]; len(p.waiting) == 0 {
-		p.waiting, p.urgent = nil, false
+	n := min(len(*list), most)
+	if n == 0 {
+		return nil
+	}
+	select {
+	case slots <- struct{}{}:
+	default:
+		return nil
+	}
+	changes := (*list)[:n:n]
+	if *list = (*list)[n:]; len(*list) == 0 {
+		*list = nil
 	} else {
 		signal(p.wake)
 	}
@@ -133,9 +151,6 @@ func (p *proposals) take() []state.ChangeISR {
 }
 
 func (p *proposals) propose(ctx context.Context, changes []state.ChangeISR) {
-	if len(changes) == 0 {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
 	defer cancel()
 	res, err := p.f.n.command(ctx, state.Command{ChangeISRs: &state.ChangeISRs{Changes: changes}})
