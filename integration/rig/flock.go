@@ -76,7 +76,7 @@ func NewFlock(t testing.TB, n, copies int) *Flock {
 func NewFlockOf(t testing.TB, n, copies int, o FlockOptions) *Flock {
 	t.Helper()
 	f := &Flock{t: t, dir: t.TempDir(), opts: o}
-	if err := os.WriteFile(filepath.Join(f.dir, "secret"), []byte("the secret of the flock under test\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(f.dir, "secret"), []byte(Secret+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if o.Net == nil {
@@ -107,6 +107,28 @@ func (f *Flock) Add() *Sheep {
 	return s
 }
 
+// Stranger prepares a daemon in the flock's network that does not belong to it: it has another number than
+// any node, and the given secret. It is not started.
+func (f *Flock) Stranger(number int, secret string) *Sheep {
+	f.t.Helper()
+	s := f.node(f.network, number)
+	path := filepath.Join(f.dir, fmt.Sprintf("secret-%d", number))
+	if err := os.WriteFile(path, []byte(secret+"\n"), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+	b, err := os.ReadFile(s.config)
+	if err == nil {
+		err = os.WriteFile(s.config, []byte(strings.Replace(string(b), filepath.Join(f.dir, "secret"), path, 1)), 0o644)
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return s
+}
+
+// Secret is that of a flock.
+const Secret = "the secret of the flock under test"
+
 // Drop takes a node out of those that are waited for; it was removed.
 func (f *Flock) Drop(s *Sheep) {
 	f.Nodes = slices.DeleteFunc(f.Nodes, func(o *Sheep) bool { return o == s })
@@ -127,6 +149,22 @@ func (s *Sheep) PlugDisk() string {
 // DropDisk takes a disk out of the configuration of a daemon, for its next start.
 func (s *Sheep) DropDisk(dir string) {
 	s.setDisks(slices.DeleteFunc(slices.Clone(s.Disks), func(d string) bool { return d == dir }))
+}
+
+// Join changes where a daemon looks for others, for its next start, and returns where it did before.
+func (s *Sheep) Join(list string) (before string) {
+	s.t.Helper()
+	b, err := os.ReadFile(s.config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	const key = "  join: ["
+	head, rest, _ := strings.Cut(string(b), key)
+	before, rest, _ = strings.Cut(rest, "]")
+	if err := os.WriteFile(s.config, []byte(head+key+list+"]"+rest), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	return before
 }
 
 // setDisks changes the disks in the configuration.
