@@ -37,8 +37,9 @@ func reportStall(t *testing.T, h *herder, what string, limit time.Duration) {
 // Nodes that die, hang or are stopped are not noticed by clients of others, but for a moment.
 func TestFlockSurvivesNodes(t *testing.T) {
 	f := rig.NewFlock(t, 3, 3)
-	h := newHerder(t, f, "v")
+	h, l := newHerder(t, f, "v"), newFio(t, f, "fio")
 	h.start(f.Nodes[0])
+	l.start(f.Nodes[0])
 	time.Sleep(time.Second)
 	reportStall(t, h, "undisturbed", stallLimit)
 	for _, i := range []int{1, 2} {
@@ -60,9 +61,12 @@ func TestFlockSurvivesNodes(t *testing.T) {
 		reportStall(t, h, fmt.Sprintf("n3 hung for %v", hang), stallLimit)
 	}
 	h.end()
+	l.end()
 	for _, s := range f.Nodes {
 		h.verify(s, false)
+		l.verify(s)
 	}
+	f.Nodes[0].Dog("cluster", "check")
 	t.Logf("%d requests", h.ops.Load())
 }
 

@@ -18,9 +18,10 @@ func newNetFlock(t *testing.T, n, copies int) (*rig.Flock, *rig.Net) {
 // The peer port of the node that is primary of most is cut, for what comes in and for all.
 func TestFlockSurvivesCutPort(t *testing.T) {
 	f, net := newNetFlock(t, 3, 3)
-	h := newHerder(t, f, "v")
+	h, l := newHerder(t, f, "v"), newFio(t, f, "fio")
 	i := f.Busiest()
 	h.start(f.Nodes[(i+1)%3])
+	l.start(f.Nodes[(i+1)%3])
 	time.Sleep(time.Second)
 	h.stall()
 	cuts := []struct {
@@ -42,9 +43,12 @@ func TestFlockSurvivesCutPort(t *testing.T) {
 		reportStall(t, h, fmt.Sprintf("n%d: %s; whole %v later", i+1, cut.what, took.Round(time.Millisecond)), stallLimit)
 	}
 	h.end()
+	l.end()
 	for _, s := range f.Nodes {
 		h.verify(s, false)
+		l.verify(s)
 	}
+	f.Nodes[i].Dog("cluster", "check")
 }
 
 // A part of the cluster that is cut off answers nothing, and the other part goes on; when the

@@ -340,6 +340,14 @@ const IQN = "iqn.2026-11.io.sheepdog"
 // URI is the NBD URI of an export.
 func (s *Sheep) URI(export string) string { return "nbd://" + s.NBD() + "/" + export }
 
+// FromOutside is the NBD URI of an export for clients outside of the daemon's network namespace, if it has one.
+func (s *Sheep) FromOutside(export string) string {
+	if s.within != "" {
+		return "nbd+unix:///" + export + "?socket=" + s.Unix
+	}
+	return s.URI(export)
+}
+
 // Dog runs the command line against this daemon; it must succeed. It returns the standard output.
 func (s *Sheep) Dog(args ...string) string {
 	s.t.Helper()
