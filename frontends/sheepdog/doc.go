@@ -26,9 +26,17 @@
 //
 // "qemu-img snapshot -d" clears the map of the VDI before it deletes the snapshot: that is not carried out,
 // and told from a discard even where the map has one entry (clearEntry). QEMU goes back to a snapshot by
-// deleting the VDI first (rollbacks). QEMU 5's driver hangs or aborts after it had to reconnect; nothing that a server
-// can say helps, and a server that comes back quickly does not either. tgt cuts a port off behind four digits,
-// and answers a read that begins in data and ends in a hole with what its buffer had before.
+// deleting the VDI first (rollbacks). Where others took a snapshot and QEMU has written nothing since, it takes
+// one of its own under the vid of before (heir).
+//
+// What no server can help, seen with QEMU 5.0: its driver hangs or aborts in some cases after it had to
+// reconnect (it goes on with a coroutine that has ended), and a server that comes back quickly does not help. "delvm", or "savevm" with a
+// tag that there is, has a running machine read zeros until QEMU is started anew or goes to a snapshot: it clears its own copy of
+// the map; delete with dog instead. "loadvm" of a disk with format=raw hangs, for it never ends a drained section of that layer: format=sheepdog does not.
+// "qemu-img create -b" wants sheepdog: or sheepdog://, "-o preallocation=full" fails an assertion.
+//
+// tgt cuts a port off behind four digits, and answers a read that begins in data and ends in a hole with what its
+// buffer had before. It reconnects every second, for as long as it takes.
 //
 // # Memory
 //

@@ -100,8 +100,13 @@ func (s *session) writeInode(o *op) Volume {
 		o.finish(refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("%d bytes at %d of an inode", n, off)))
 		return nil
 	}
-	h, err := s.toWrite(object.ID(o.obj.OID).VID())
+	vid := object.ID(o.obj.OID).VID()
+	h, err := s.toWrite(vid)
 	if err != nil {
+		if _, ok := s.heir(vid); ok && off+n <= wire.InodeHeaderSize {
+			s.later(o, (*session).writeHeader)
+			return nil
+		}
 		o.finish(err)
 		return nil
 	}
@@ -139,6 +144,29 @@ func (s *session) toWrite(vid object.VID) (vdi.Header, error) {
 		return h, s.gone(vid)
 	}
 	return h, err
+}
+
+// heir is the working VDI that goes on from a snapshot. A client that has written nothing since others took that
+// names the snapshot's vid still when it takes one itself, or grows: it does not ask for the new vid
+// then, as it does where data is refused. What it means is the VDI.
+func (s *session) heir(vid object.VID) (vdi.Header, bool) {
+	const generations = 64 // as many snapshots may have been taken meanwhile
+	if h, err := s.server.cfg.Volumes.HeaderOf(vid); err != nil || !h.Snapshot {
+		return vdi.Header{}, false
+	}
+	heir, err := s.server.cfg.Volumes.Successor(vid)
+	for h, n := heir, 0; err == nil && h.Parent != 0 && n < generations; n++ {
+		if h.Parent == vid {
+			return heir, true
+		}
+		h, err = s.server.cfg.Volumes.HeaderOf(h.Parent)
+	}
+	return vdi.Header{}, false // rolled back, or nobody knows
+}
+
+// hasState reports whether the first byte of an object of a machine's state is there.
+func (s *session) hasState(ctx context.Context, vid object.VID, index uint32) bool {
+	return s.server.cfg.Volumes.ReadVMState(ctx, vdi.VMState{VID: vid, Index: index}, make([]byte, 1)) == nil
 }
 
 // checkEntries refuses entries that name what is not of the VDI's family.
@@ -215,7 +243,11 @@ func (s *session) changeHeader(ctx context.Context, o *op) error {
 	vid := object.ID(o.obj.OID).VID()
 	h, err := s.toWrite(vid)
 	if err != nil {
-		return err
+		heir, ok := s.heir(vid)
+		if !ok {
+			return err
+		}
+		h = heir
 	}
 	var b [wire.InodeHeaderSize]byte
 	is := inodeHeader(h)
@@ -230,7 +262,13 @@ func (s *session) changeHeader(ctx context.Context, o *op) error {
 	case want.VMStateSize > 1<<62:
 		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("machine's state of %d bytes", want.VMStateSize))
 	}
-	err = s.server.cfg.Volumes.Describe(ctx, vid, want.Tag, int64(want.VMStateSize), want.VMClock)
+	if h.VID != vid {
+		if want.VMStateSize > 0 && !s.hasState(ctx, h.VID, uint32((want.VMStateSize-1)>>h.SizeShift)) {
+			return err // the state went to the snapshot, which was taken meanwhile
+		}
+		s.server.heirs.announce(h.Name, vid)
+	}
+	err = s.server.cfg.Volumes.Describe(ctx, h.VID, want.Tag, int64(want.VMStateSize), want.VMClock)
 	// A smaller size is never asked for: it is one of before the VDI grew by other means.
 	if err == nil && int64(want.Size) > h.Size {
 		_, err = s.server.cfg.Volumes.Resize(ctx, h.Name, int64(want.Size))

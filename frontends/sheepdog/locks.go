@@ -96,11 +96,16 @@ func (l *locks) has(name, vdi string) bool {
 	return l.hosts[name].names[vdi] > 0
 }
 
-// rollbacks are those that clients have announced: QEMU goes back to a snapshot by deleting the VDI
+// announcements are what clients have said of a VDI and a snapshot of it, and will come back to.
+//
+// Rollbacks: QEMU goes back to a snapshot by deleting the VDI
 // and then creating it from the snapshot. Were it deleted at once, a client that dies in
 // between would leave nothing of the name; so it is replaced in one step, at the second request.
 // After a restart in between the second one fails, and the VDI is what it was.
-type rollbacks struct {
+//
+// Heirs: who takes a snapshot says so in the header first, under a vid that may have become a snapshot by others (heir). The vid that it names then is
+// not one to go back to.
+type announcements struct {
 	mu   sync.Mutex
 	list map[string]announced // by name
 }
@@ -111,33 +116,33 @@ type announced struct {
 }
 
 const (
-	// rollbackWithin is how long an announcement is good for.
-	rollbackWithin = time.Minute
-	maxRollbacks   = 1024
+	// announcedWithin is how long an announcement is good for.
+	announcedWithin = time.Minute
+	maxAnnounced    = 1024
 )
 
-func (r *rollbacks) announce(name string, base object.VID) {
+func (r *announcements) announce(name string, base object.VID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.list == nil {
 		r.list = map[string]announced{}
 	}
 	for n, a := range r.list {
-		if time.Since(a.at) > rollbackWithin || len(r.list) >= maxRollbacks {
+		if time.Since(a.at) > announcedWithin || len(r.list) >= maxAnnounced {
 			delete(r.list, n)
 		}
 	}
 	r.list[name] = announced{base, time.Now()}
 }
 
-func (r *rollbacks) announced(name string, base object.VID) bool {
+func (r *announcements) announced(name string, base object.VID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a, ok := r.list[name]
-	return ok && a.base == base && time.Since(a.at) <= rollbackWithin
+	return ok && a.base == base && time.Since(a.at) <= announcedWithin
 }
 
-func (r *rollbacks) done(name string) {
+func (r *announcements) done(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.list, name)

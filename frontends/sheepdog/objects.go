@@ -300,6 +300,9 @@ func (s *session) readVMState(ctx context.Context, o *op) {
 func (s *session) writeVMState(ctx context.Context, o *op) {
 	at, err := s.vmState(o)
 	if err == nil {
+		if heir, ok := s.heir(at.VID); ok && s.continues(ctx, heir.VID, at, o.wire.Op == wire.SD_OP_CREATE_AND_WRITE_OBJ) {
+			at.VID = heir.VID
+		}
 		var a *attached
 		if a, err = s.attachToWrite(at.VID); err == nil {
 			o.on = a
@@ -314,6 +317,15 @@ func (s *session) writeVMState(ctx context.Context, o *op) {
 		err = s.gone(at.VID)
 	}
 	o.finish(err)
+}
+
+// continues reports whether what comes before a piece of a state, if anything, went to that vid: a state
+// that others cut in two by taking a snapshot is in neither.
+func (s *session) continues(ctx context.Context, vid object.VID, at vdi.VMState, begins bool) bool {
+	if !begins {
+		return s.hasState(ctx, vid, at.Index)
+	}
+	return at.Index == 0 || s.hasState(ctx, vid, at.Index-1)
 }
 
 func (s *session) vmState(o *op) (vdi.VMState, error) {

@@ -76,7 +76,8 @@ type Server struct {
 
 	locks     locks
 	shared    sharedVDIs
-	rollbacks rollbacks
+	rollbacks announcements
+	heirs     announcements
 
 	lastID  atomic.Uint64
 	past    counters // of sessions that ended

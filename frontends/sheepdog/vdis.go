@@ -208,7 +208,8 @@ func (s *session) takeSnapshot(ctx context.Context, name, tag string, base objec
 		tag = h.Tag
 	}
 	back := ""
-	if base != 0 && base != h.VID {
+	unaware := s.server.heirs.announced(name, base)
+	if base != 0 && base != h.VID && !unaware {
 		from, err := s.baseSnapshot(base)
 		if err == nil && from.Name != name {
 			err = refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("VDI %s is no snapshot of %q", base, name))
@@ -220,6 +221,9 @@ func (s *session) takeSnapshot(ctx context.Context, name, tag string, base objec
 	}
 	if _, err = s.server.cfg.Volumes.Snapshot(ctx, name, tag); err == nil && back != "" {
 		_, err = s.server.cfg.Volumes.Rollback(ctx, name, back)
+	}
+	if err == nil && unaware {
+		s.server.heirs.done(name)
 	}
 	return err
 }

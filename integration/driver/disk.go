@@ -78,7 +78,7 @@ func Open(address, name, tag string, cache uint16) (*Disk, error) {
 }
 
 func (d *Disk) readInode(vid uint32) error {
-	r, err := Once(d.Address, Request{Op: opRead, Flags: d.Cache, OID: inodeOf(vid), Want: inodeSize})
+	r, err := Once(d.Address, Request{Op: OpRead, Flags: d.Cache, OID: inodeOf(vid), Want: inodeSize})
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func (d *Disk) reload(tag string) error {
 	if err != nil {
 		return err
 	}
-	h, err := Once(d.Address, Request{Op: opRead, Flags: d.Cache, OID: inodeOf(r.VID()), Want: inodeHeader})
+	h, err := Once(d.Address, Request{Op: OpRead, Flags: d.Cache, OID: inodeOf(r.VID()), Want: inodeHeader})
 	if err != nil {
 		return err
 	}
@@ -204,7 +204,7 @@ func (d *Disk) Read(p []byte, off uint64) error {
 			clear(p)
 			return nil
 		}
-		r, err := d.call(Request{Op: opRead, Flags: d.Cache, OID: object(vid, index), Offset: at, Want: uint32(len(p)), Copies: 1})
+		r, err := d.call(Request{Op: OpRead, Flags: d.Cache, OID: object(vid, index), Offset: at, Want: uint32(len(p)), Copies: 1})
 		if err != nil {
 			return fmt.Errorf("read object %x of index %d: %w", vid, index, err)
 		}
@@ -236,7 +236,7 @@ func (d *Disk) writeObject(index uint32, at uint64, p []byte) (created bool, err
 		d.mu.Lock()
 		mine, vid := d.VID(), d.entries[index]
 		d.mu.Unlock()
-		r := Request{Op: opWrite, Flags: FlagWrite | d.Cache, OID: object(mine, index), Offset: at, Payload: p, Copies: 1}
+		r := Request{Op: OpWrite, Flags: FlagWrite | d.Cache, OID: object(mine, index), Offset: at, Payload: p, Copies: 1}
 		if vid != mine {
 			r.Op = opCreate
 			if vid != 0 {
@@ -270,7 +270,7 @@ func (d *Disk) writeEntries(first, last uint32) error {
 			p = binary.LittleEndian.AppendUint32(p, d.entries[i])
 		}
 		d.mu.Unlock()
-		_, err := d.call(Request{Op: opWrite, Flags: FlagWrite | d.Cache, OID: inodeOf(mine), Offset: inodeHeader + 4*uint64(first), Payload: p})
+		_, err := d.call(Request{Op: OpWrite, Flags: FlagWrite | d.Cache, OID: inodeOf(mine), Offset: inodeHeader + 4*uint64(first), Payload: p})
 		if errors.Is(err, Result(ReadOnly)) {
 			if err = d.reload(""); err == nil {
 				continue
@@ -311,7 +311,7 @@ func (d *Disk) Flush() error {
 }
 
 func (d *Disk) writeHeader() error {
-	_, err := Once(d.Address, Request{Op: opWrite, Flags: FlagWrite | d.Cache, OID: inodeOf(d.VID()), Payload: d.header})
+	_, err := Once(d.Address, Request{Op: OpWrite, Flags: FlagWrite | d.Cache, OID: inodeOf(d.VID()), Payload: d.header})
 	return err
 }
 
@@ -322,12 +322,15 @@ func (d *Disk) Grow(size uint64) error {
 }
 
 // SaveState stores the state of the machine, which the next snapshot has.
-func (d *Disk) SaveState(p []byte) error {
+func (d *Disk) SaveState(p []byte) error { return d.SaveStateFrom(0, p) }
+
+// SaveStateFrom stores what a state has from there on.
+func (d *Disk) SaveStateFrom(pos int, p []byte) error {
 	size := d.ObjectSize()
 	const piece = 96 << 10
-	for pos := 0; pos < len(p); {
+	for pos < len(p) {
 		n := min(len(p)-pos, piece, size-pos%size)
-		r := Request{Op: opWrite, Flags: FlagWrite | d.Cache, OID: vmstateBit | object(d.VID(), uint32(pos/size)), Offset: uint64(pos % size), Payload: p[pos : pos+n]}
+		r := Request{Op: OpWrite, Flags: FlagWrite | d.Cache, OID: vmstateBit | object(d.VID(), uint32(pos/size)), Offset: uint64(pos % size), Payload: p[pos : pos+n]}
 		if r.Offset == 0 {
 			r.Op = opCreate
 		}
@@ -344,7 +347,7 @@ func (d *Disk) LoadState(p []byte) error {
 	size := d.ObjectSize()
 	for pos := 0; pos < len(p); {
 		n := min(len(p)-pos, size-pos%size)
-		r, err := Once(d.Address, Request{Op: opRead, Flags: d.Cache, OID: vmstateBit | object(d.Parent(), uint32(pos/size)), Offset: uint64(pos % size), Want: uint32(n)})
+		r, err := Once(d.Address, Request{Op: OpRead, Flags: d.Cache, OID: vmstateBit | object(d.Parent(), uint32(pos/size)), Offset: uint64(pos % size), Want: uint32(n)})
 		if err != nil {
 			return err
 		}
@@ -367,7 +370,7 @@ func (d *Disk) Snapshot(tag string, stateSize, clock uint64) error {
 	if err != nil {
 		return err
 	}
-	h, err := Once(d.Address, Request{Op: opRead, Flags: d.Cache, OID: inodeOf(vid), Want: inodeHeader})
+	h, err := Once(d.Address, Request{Op: OpRead, Flags: d.Cache, OID: inodeOf(vid), Want: inodeHeader})
 	if err != nil {
 		return err
 	}
@@ -418,7 +421,7 @@ func (d *Disk) Snapshots() (tags []string, states []uint64, err error) {
 	h := fnv.New64a()
 	h.Write([]byte(d.Name))
 	for vid := uint32(h.Sum64()) & (1<<24 - 1); r.Data[vid/8]>>(vid%8)&1 != 0; vid = (vid + 1) % (1 << 24) {
-		in, err := Once(d.Address, Request{Op: opRead, OID: inodeOf(vid), Want: inodeHeader})
+		in, err := Once(d.Address, Request{Op: OpRead, OID: inodeOf(vid), Want: inodeHeader})
 		if err != nil {
 			return nil, nil, fmt.Errorf("read the header of %x: %w", vid, err)
 		}
@@ -453,7 +456,7 @@ func (d *Disk) ClearMap() error {
 			}
 			i++
 		}
-		r, err := c.Call(Request{Op: opWrite, Flags: FlagWrite | d.Cache, OID: inodeOf(d.VID()), Offset: inodeHeader + 4*uint64(start), Payload: make([]byte, 4*(i-start))})
+		r, err := c.Call(Request{Op: OpWrite, Flags: FlagWrite | d.Cache, OID: inodeOf(d.VID()), Offset: inodeHeader + 4*uint64(start), Payload: make([]byte, 4*(i-start))})
 		if err == nil {
 			err = r.Err()
 		}
