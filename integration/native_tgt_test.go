@@ -158,3 +158,86 @@ func TestNativeShared(t *testing.T) {
 	qemuIO(t, uris[1], "write -P 0x7b 52M 64k", "read -P 0x7b 52M 64k", "read -P 0x77 0 64k")
 	qemuIO(t, s.URI("vm"), "read -P 0x7b 52M 64k", "read -P 0x7a 48M 64k", "read -P 0x77 0 64k", "read -P 1 64k 64k")
 }
+
+// fioOverTgt runs fio's verification over what tgtd serves. This fio speaks no iSCSI, so qemu-nbd stands between. Meanwhile is
+// called when it has begun; fio must take note of nothing.
+func fioOverTgt(t *testing.T, uri, size string, meanwhile func()) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fio-") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	nbd := exec.Command(rig.Tool("qemu-nbd"), "-t", "-f", "raw", "--cache=none", "-k", socket, uri)
+	nbd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := nbd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		nbd.Process.Kill()
+		nbd.Wait()
+	}()
+	for range 200 {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			conn.Close()
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		meanwhile()
+	}()
+	rig.OK(t, "fio", "--name=v", "--ioengine=nbd", "--uri=nbd+unix:///?socket="+socket, "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=8",
+		"--size="+size, "--verify=crc32c", "--verify_fatal=1", "--verify_dump=0", "--serialize_overlap=1", "--fsync=100")
+	<-done
+}
+
+// tgt against three nodes: a tgtd at each of two shares the volume; fio verifies what it wrote while nodes are killed, the sheep
+// that tgtd talks to among them; then a tgtd is killed. NBD has the same data, through the third.
+func TestNativeTgtCluster(t *testing.T) {
+	rig.Need(t, "tgtd", "tgtadm", "iscsi-test-cu", "qemu-io", "qemu-img", "qemu-nbd", "fio")
+	f := rig.NewFlock(t, 3, 3)
+	f.Nodes[0].Dog("vdi", "create", "vm", "32M")
+	f.Know("vm")
+	gs := []*tgtd{startTgtd(t, 104), startTgtd(t, 105)}
+	var uris []string
+	for i, g := range gs {
+		uris = append(uris, g.serve("tcp:"+f.Nodes[i].Native()+":vm"))
+	}
+	for _, suite := range []string{"Read10", "Read16", "Write10", "Write16", "ReadCapacity16"} {
+		if out := rig.OK(t, "iscsi-test-cu", "-d", "-t", "SCSI."+suite, uris[0]); strings.Contains(out, "[FAILED]") {
+			t.Errorf("%s: %s", suite, out)
+		}
+	}
+	img := rig.File(t, "img", rig.Random(6, 32<<20)) // no holes: see TestNativeTgt
+	rig.OK(t, "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", img, uris[1])
+	same := func() {
+		t.Helper()
+		for _, uri := range uris {
+			rig.OK(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", uri, f.Nodes[2].URI("vm"))
+		}
+	}
+	same()
+	fioOverTgt(t, uris[0], "32m", func() {
+		time.Sleep(time.Second)
+		f.Nodes[2].Kill()
+		time.Sleep(time.Second)
+		f.Nodes[2].Start()
+		f.Nodes[0].Kill() // tgtd connects again every second
+		f.Nodes[0].Start()
+	})
+	f.WaitWhole(time.Minute)
+	same()
+	gs[0].kill()
+	qemuIO(t, uris[1], "write -P 0x5c 8M 1M", "flush", "read -P 0x5c 8M 1M")
+	uris = uris[1:]
+	same()
+	f.Nodes[1].Kill() // the sheep of the other one
+	f.Nodes[1].Start()
+	qemuIO(t, uris[0], "write -P 0x5d 9M 1M", "read -P 0x5c 8M 1M", "read -P 0x5d 9M 1M")
+	same()
+	rig.Contains(t, f.Nodes[2].Dog("vdi", "check", "vm"), "as they should be")
+}
