@@ -16,19 +16,20 @@ import (
 	"time"
 )
 
-// flockNodes is how many sheep the cluster under measurement has; it keeps as many copies.
+// flockNodes is how many sheep a cluster under measurement has; it keeps as many copies.
 const flockNodes = 3
 
 // flock is a cluster under measurement: nodes on loopback addresses of their own.
 type flock struct {
 	bin, dir string
 	network  int // of 127.0.N.0/24
-	nodes    [flockNodes]*exec.Cmd
-	logs     [flockNodes]bytes.Buffer
+	nodes    []*exec.Cmd
+	logs     []bytes.Buffer
 }
 
-func startFlock(ctx context.Context, o options, dir string) (*flock, error) {
-	f := &flock{bin: o.bin, dir: dir}
+// startFlock starts so many nodes, which keep as many copies.
+func startFlock(ctx context.Context, o options, dir string, nodes int) (*flock, error) {
+	f := &flock{bin: o.bin, dir: dir, nodes: make([]*exec.Cmd, nodes), logs: make([]bytes.Buffer, nodes)}
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte("the secret of the flock under measurement\n"), 0o600); err != nil {
 		return nil, err
 	}
@@ -58,7 +59,7 @@ func (f *flock) begin(ctx context.Context) error {
 	if err := f.until(ctx, "the first node answers", func() bool { return f.dog("version") == nil }); err != nil {
 		return err
 	}
-	if err := f.dog("cluster", "format", "-c", fmt.Sprint(flockNodes)); err != nil {
+	if err := f.dog("cluster", "format", "-c", fmt.Sprint(len(f.nodes))); err != nil {
 		return err
 	}
 	return f.whole(ctx)
@@ -152,7 +153,7 @@ func (f *flock) whole(ctx context.Context) error {
 	return f.until(ctx, "the cluster is whole", func() bool {
 		var r recovery
 		var list []struct{ State string }
-		if f.ask(&r, "node", "recovery") != nil || f.ask(&list, "node", "list") != nil || r.Moving+r.Degraded > 0 || len(list) != flockNodes {
+		if f.ask(&r, "node", "recovery") != nil || f.ask(&list, "node", "list") != nil || r.Moving+r.Degraded > 0 || len(list) != len(f.nodes) {
 			return false
 		}
 		return !slices.ContainsFunc(list, func(n struct{ State string }) bool { return n.State != "up" })

@@ -44,7 +44,7 @@ func runCluster(ctx context.Context, o options) error {
 	}
 	defer os.RemoveAll(work)
 	fmt.Printf("%d nodes, %d copies, %d rounds of %v, volume of %d MiB over NBD through one node, on %s\n", flockNodes, flockNodes, o.rounds, o.runtime, o.sizeMiB, work)
-	f, err := startFlock(ctx, o, work)
+	f, err := startFlock(ctx, o, work, flockNodes)
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func printCluster(figures []clusterFigure) {
 		fmt.Printf("%-22s %-5s %9s %9s %6s %12s %9s %6s %12.0f %14.0f\n", x.Case, x.Unit, short(own), original, originalRatio, goal, vitastor, vitastorRatio,
 			median(x.Sheep.CPUMicros), median(x.Sheep.ResidentMB))
 	}
-	fmt.Println("\nCPU of all three nodes together for one operation; see original.go for where the others' figures come from")
+	fmt.Println("\nCPU of all nodes together for one operation; see original.go for where the others' figures come from")
 }
 
 func verdict(met bool) string {

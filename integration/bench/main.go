@@ -1,7 +1,7 @@
 // Command bench measures sheep's NBD server beside nbdkit's file plugin and qemu-nbd: the same work on the same disk in the
 // same run, in alternating rounds, judged by the ratio of medians. Absolute figures of a shared machine say little; the
-// ratios hold. It prints a table and, on request, JSON. With -cluster it measures three nodes with three copies, beside
-// figures that others had at the same work.
+// ratios hold. It prints a table and, on request, JSON. With -cluster it measures three nodes with three copies, with
+// -native the native protocol, beside figures that others had at the same work.
 package main
 
 import (
@@ -42,6 +42,7 @@ func main() {
 	flag.IntVar(&seconds, "seconds", 3, "duration of one measurement")
 	flag.IntVar(&o.sizeMiB, "size", 1024, "size of the volume in MiB")
 	cluster := flag.Bool("cluster", false, "measure a cluster of three nodes with three copies instead")
+	native := flag.Bool("native", false, "measure the native protocol instead, against one node and three")
 	flag.IntVar(&o.recoverMiB, "recover", 2048, "with -cluster: data to be recovered after the loss of a node, in MiB; 0: none")
 	flag.Parse()
 	o.servers = strings.Split(servers, ",")
@@ -54,8 +55,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	measure := run
-	if *cluster {
+	switch {
+	case *cluster:
 		measure = runCluster
+	case *native:
+		measure = runNative
 	}
 	if err := measure(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

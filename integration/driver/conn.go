@@ -17,8 +17,8 @@ import (
 // Operations, flags and results, by their numbers on the wire.
 const (
 	opCreate  = 0x01
-	opRead    = 0x02
-	opWrite   = 0x03
+	OpRead    = 0x02
+	OpWrite   = 0x03
 	opDiscard = 0x05
 	opNew     = 0x11
 	opLock    = 0x12
@@ -79,7 +79,13 @@ func (r *Request) ofVDI() bool { return r.Op >= opNew && r.Op != opFlush }
 
 // Bytes encodes the request.
 func (r *Request) Bytes(id uint32) []byte {
-	b := make([]byte, headerSize, headerSize+len(r.Payload))
+	return r.Append(make([]byte, 0, headerSize+len(r.Payload)), id)
+}
+
+// Append encodes the request behind what out holds.
+func (r *Request) Append(out []byte, id uint32) []byte {
+	out = append(out, make([]byte, headerSize)...)
+	b := out[len(out)-headerSize:]
 	le := binary.LittleEndian
 	b[0], b[1] = r.Proto, r.Op
 	le.PutUint16(b[2:], r.Flags)
@@ -100,7 +106,7 @@ func (r *Request) Bytes(id uint32) []byte {
 		b[32] = r.Copies
 		le.PutUint64(b[40:], r.Offset)
 	}
-	return append(b, r.Payload...)
+	return append(out, r.Payload...)
 }
 
 // Response is the header of a response, and its data.

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"sheepdog/integration/driver"
+)
+
+// nativeCase is work over the native protocol, as QEMU's driver sends it with cache=none: every write is durable when it is
+// answered. The original's figures are of one node with one copy and of three with three; see original.go.
+type nativeCase struct {
+	name, unit string
+	load       nativeLoad
+	one, three float64 // the original's
+	goals      [2]float64
+}
+
+var nativeCases = []nativeCase{
+	{"4k-randread-qd1", "IOPS", nativeLoad{random: true, block: 4 << 10, depth: 1}, 7100, 5500, [2]float64{}},
+	{"4k-randread-qd32", "IOPS", nativeLoad{random: true, block: 4 << 10, depth: 32}, 23000, 17600, [2]float64{3, 2}},
+	{"4k-randwrite-qd1", "IOPS", nativeLoad{write: true, random: true, block: 4 << 10, depth: 1}, 2300, 1100, [2]float64{}},
+	{"4k-randwrite-qd32", "IOPS", nativeLoad{write: true, random: true, block: 4 << 10, depth: 32}, 5800, 2200, [2]float64{3, 5}},
+	{"64k-read-qd1", "MB/s", nativeLoad{block: 64 << 10, depth: 1}, 326, 269, [2]float64{}},
+	{"64k-read-qd32", "MB/s", nativeLoad{block: 64 << 10, depth: 32}, 506, 479, [2]float64{}},
+	{"64k-write-qd1", "MB/s", nativeLoad{write: true, block: 64 << 10, depth: 1}, 119, 71, [2]float64{0, 3}},
+	{"64k-write-qd32", "MB/s", nativeLoad{write: true, block: 64 << 10, depth: 32}, 172, 85, [2]float64{0, 3}},
+	{"1m-read-qd1", "MB/s", nativeLoad{block: 1 << 20, depth: 1}, 998, 852, [2]float64{}},
+	{"1m-read-qd32", "MB/s", nativeLoad{block: 1 << 20, depth: 32}, 1456, 1106, [2]float64{}},
+	{"1m-write-qd1", "MB/s", nativeLoad{write: true, block: 1 << 20, depth: 1}, 298, 194, [2]float64{0, 3}},
+	{"1m-write-qd32", "MB/s", nativeLoad{write: true, block: 1 << 20, depth: 32}, 562, 255, [2]float64{0, 3}},
+}
+
+// runNative measures the native protocol, against one node with one copy, then three with three.
+func runNative(ctx context.Context, o options) error {
+	var all []clusterFigure
+	for k, nodes := range []int{1, flockNodes} {
+		figures, err := measureNative(ctx, o, nodes, func(c nativeCase) clusterFigure {
+			return clusterFigure{Case: fmt.Sprintf("%s-%dn", c.name, nodes), Unit: c.unit, Original: []float64{c.one, c.three}[k], Goal: c.goals[k]}
+		})
+		if err != nil {
+			return fmt.Errorf("%d nodes: %w", nodes, err)
+		}
+		all = append(all, figures...)
+	}
+	printCluster(all)
+	if o.jsonPath == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.jsonPath, append(b, '\n'), 0o644)
+}
+
+func measureNative(ctx context.Context, o options, nodes int, figure func(nativeCase) clusterFigure) (figures []clusterFigure, err error) {
+	cases := slices.DeleteFunc(slices.Clone(nativeCases), func(c nativeCase) bool { return !o.only.MatchString(figure(c).Case) })
+	if len(cases) == 0 {
+		return nil, nil
+	}
+	work, err := os.MkdirTemp(o.disk, "sheepdog-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(work)
+	fmt.Printf("%d nodes, as many copies, %d rounds of %v, volume of %d MiB over the native protocol, on %s\n", nodes, o.rounds, o.runtime, o.sizeMiB, work)
+	f, err := startFlock(ctx, o, work, nodes)
+	if err != nil {
+		return nil, err
+	}
+	defer f.stop()
+	v := f.volume("vm1", int64(o.sizeMiB)<<20)
+	v.dir = filepath.Join(f.dir, "volume") // its parent has the image
+	if err := os.Mkdir(v.dir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := f.dog("vdi", "create", v.export, fmt.Sprint(v.size)); err != nil {
+		return nil, err
+	}
+	if err := v.prefill(ctx, o); err != nil {
+		return nil, err
+	}
+	for _, c := range cases {
+		fig := figure(c)
+		for range o.rounds {
+			f.settle()
+			before := f.cpu()
+			done, took, err := c.load.run(ctx, net.JoinHostPort(f.host(0), "7000"), v.export, o.runtime)
+			if err != nil {
+				return figures, fmt.Errorf("%s: %w\n%s", fig.Case, err, f.logs[0].String())
+			}
+			value := done / took.Seconds()
+			if c.unit == "MB/s" {
+				value *= float64(c.load.block) / 1e6
+			}
+			fig.Sheep.add(measurement{value: value, ops: done, cpu: f.cpu() - before, rss: f.rss()})
+		}
+		fmt.Printf("%-24s %s\n", fig.Case, strings.Join(shorts(fig.Sheep.Rounds), " "))
+		figures = append(figures, fig)
+	}
+	return figures, nil
+}
+
+// nativeLoad is requests of one size for data objects, so many in flight on one connection. As in fua, all answers that have
+// come are taken, and as many requests go out in one call.
+type nativeLoad struct {
+	write, random bool
+	block, depth  int
+}
+
+// run works on a volume that is full of data, and returns how many requests were answered, and the time.
+func (l nativeLoad) run(ctx context.Context, address, volume string, limit time.Duration) (done float64, took time.Duration, err error) {
+	d, err := driver.Open(address, volume, "", driver.FlagDirect)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer d.Close()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer conn.Close()
+	w := nativeWorker{nativeLoad: l, disk: d, conn: conn, replies: bufio.NewReaderSize(conn, 1<<20), data: make([]byte, l.block), places: rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))}
+	for i := range w.data {
+		w.data[i] = byte(w.places.Uint32())
+	}
+	began, flying := time.Now(), l.depth
+	if err := w.send(flying); err != nil {
+		return 0, 0, err
+	}
+	for flying > 0 {
+		n, err := w.take()
+		if err != nil {
+			return 0, 0, err
+		}
+		done += float64(n)
+		flying -= n
+		if time.Since(began) < limit && ctx.Err() == nil {
+			if err := w.send(n); err != nil {
+				return 0, 0, err
+			}
+			flying += n
+		}
+	}
+	return done, time.Since(began), nil
+}
+
+type nativeWorker struct {
+	nativeLoad
+	disk    *driver.Disk
+	conn    net.Conn
+	replies *bufio.Reader
+	data    []byte
+	places  *rand.Rand
+	count   uint64
+	out     []byte
+}
+
+func (w *nativeWorker) send(n int) error {
+	w.out = w.out[:0]
+	blocks := w.disk.Size() / uint64(w.block)
+	for range n {
+		at := w.count % blocks * uint64(w.block)
+		if w.random {
+			at = w.places.Uint64N(blocks) * uint64(w.block)
+		}
+		w.count++
+		object := uint64(w.disk.ObjectSize())
+		r := driver.Request{Op: driver.OpRead, Flags: driver.FlagDirect, Want: uint32(w.block), Copies: 1,
+			OID: uint64(w.disk.Entry(int(at/object)))<<32 | at/object, Offset: at % object}
+		if w.write {
+			binary.LittleEndian.PutUint64(w.data, w.count) // nothing is written twice
+			r.Op, r.Flags, r.Payload = driver.OpWrite, driver.FlagDirect|driver.FlagWrite, w.data
+		}
+		w.out = r.Append(w.out, uint32(w.count))
+	}
+	_, err := w.conn.Write(w.out)
+	return err
+}
+
+// take waits for an answer, and takes all that have come; each must be good.
+func (w *nativeWorker) take() (n int, err error) {
+	const header = 48
+	for n == 0 || w.replies.Buffered() >= header {
+		h, err := w.replies.Peek(header)
+		if err != nil {
+			return n, err
+		}
+		if result := binary.LittleEndian.Uint32(h[16:]); result != 0 {
+			return n, driver.Result(result)
+		}
+		size := int(binary.LittleEndian.Uint32(h[12:]))
+		if !w.write && size != w.block {
+			return n, errors.New("an answer of another length")
+		}
+		w.replies.Discard(header)
+		if size > 0 {
+			if _, err := io.ReadFull(w.replies, w.data[:size]); err != nil {
+				return n, err
+			}
+		}
+		n++
+	}
+	return n, nil
+}
