@@ -14,7 +14,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT = sheepdog/storage $(shell go list ./... | grep -v -e '^sheepdog/integration$$' -e '^sheepdog/storage$$')
 FUZZTIME ?= 20s
 
-.PHONY: help build install tools check test race integration fuzz bench bench-cluster bench-native bench-placement sim demo soak clean
+.PHONY: help build install tools check test race integration fuzz bench bench-cluster bench-native bench-iscsi bench-placement sim demo soak clean
 
 help: ## show this list
 	@echo "Sheepdog in Go: a distributed block store. Targets:"
@@ -76,6 +76,10 @@ bench-cluster: build tools ## speed of three nodes with three copies, and of rec
 
 bench-native: build tools ## speed of the native protocol, one node and three, durable writes (ROUNDS=3 RUNTIME=3 DISK=/var/tmp JSON=file ONLY=regexp)
 	go run ./integration/bench -native -bin bin -rounds $(or $(ROUNDS),3) -seconds $(or $(RUNTIME),3) \
+		$(if $(DISK),-disk $(DISK)) $(if $(JSON),-json $(JSON)) $(if $(ONLY),-only '$(ONLY)')
+
+bench-iscsi: build tools ## speed of iSCSI beside tgtd on the same disk (ROUNDS=3 RUNTIME=3 DISK=/var/tmp JSON=file ONLY=regexp)
+	go run ./integration/bench -iscsi -bin bin -size 512 -rounds $(or $(ROUNDS),3) -seconds $(or $(RUNTIME),3) \
 		$(if $(DISK),-disk $(DISK)) $(if $(JSON),-json $(JSON)) $(if $(ONLY),-only '$(ONLY)')
 
 bench-placement: ## quality and cost of data placement, simulated up to 500 nodes

@@ -65,7 +65,7 @@ func serveRules(t *testing.T, change func(*Config)) (*harness, *rules) {
 	h := serve(t, func(c *Config) {
 		r.store = c.Volumes.(*store)
 		c.Targets = r
-		c.PingEvery = 800 * time.Millisecond // upkeep looks every 200 ms
+		c.PingEvery = 4 * time.Second // upkeep looks every second
 		c.Secrets = func(name string) (string, string, error) {
 			if s, ok := map[string]string{"in": "correct horse battery", "out": "staple staple staple"}[name]; ok {
 				return map[string]string{"in": "joe", "out": "target"}[name], s, nil

@@ -346,7 +346,7 @@ func TestFailures(t *testing.T) {
 
 // A size and paths that change behind a session's back are told once, and are then as they are.
 func TestChangesAreTold(t *testing.T) {
-	h := serve(t, func(c *Config) { c.PingEvery, c.SettlePaths = 800*time.Millisecond, 500*time.Millisecond }) // upkeep looks every 200 ms
+	h := serve(t, func(c *Config) { c.PingEvery, c.SettlePaths = 4*time.Second, 500*time.Millisecond }) // upkeep looks every second
 	h.pong = true
 	c := h.login("vm1", me)
 	c.ready()

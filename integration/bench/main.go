@@ -1,7 +1,8 @@
 // Command bench measures sheep's NBD server beside nbdkit's file plugin and qemu-nbd: the same work on the same disk in the
 // same run, in alternating rounds, judged by the ratio of medians. Absolute figures of a shared machine say little; the
 // ratios hold. It prints a table and, on request, JSON. With -cluster it measures three nodes with three copies, with
-// -native the native protocol, beside figures that others had at the same work.
+// -native the native protocol, beside figures that others had at the same work;
+// with -iscsi the iSCSI target beside tgtd, by an initiator of its own.
 package main
 
 import (
@@ -43,6 +44,7 @@ func main() {
 	flag.IntVar(&o.sizeMiB, "size", 1024, "size of the volume in MiB")
 	cluster := flag.Bool("cluster", false, "measure a cluster of three nodes with three copies instead")
 	native := flag.Bool("native", false, "measure the native protocol instead, against one node and three")
+	iscsi := flag.Bool("iscsi", false, "measure iSCSI beside tgtd instead")
 	flag.IntVar(&o.recoverMiB, "recover", 2048, "with -cluster: data to be recovered after the loss of a node, in MiB; 0: none")
 	flag.Parse()
 	o.servers = strings.Split(servers, ",")
@@ -60,6 +62,8 @@ func main() {
 		measure = runCluster
 	case *native:
 		measure = runNative
+	case *iscsi:
+		measure = runISCSI
 	}
 	if err := measure(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
