@@ -46,7 +46,7 @@ func (d *disks) Find(name, tag string) (iscsi.Disk, error) {
 // describe gives a disk an identity that it keeps: its vid changes with each snapshot; what
 // does not is when it was made, and its name.
 func (d *disks) describe(v catalog.VDI) iscsi.Disk {
-	x := iscsi.Disk{Name: v.Name, Size: v.Size, ReadOnly: v.Snapshot}
+	x := iscsi.Disk{Name: v.Name, Size: v.Size, ReadOnly: v.Snapshot, Replaced: v.Replaced}
 	id := fmt.Sprintf("%s\x00%s\x00%d", d.node.ClusterID(), v.Name, v.Created.UnixNano())
 	if v.Snapshot {
 		if x.Tag = v.Tag; x.Tag == "" {

@@ -378,6 +378,15 @@ func TestChangesAreTold(t *testing.T) {
 	if r := c.write(int(before), pattern(4096, 1)); r.status != 0 {
 		t.Errorf("write to what was added: %v", r)
 	}
+	// A rollback.
+	h.store.mu.Lock()
+	d.Disk.Replaced++
+	h.store.changes.Add(1)
+	h.store.mu.Unlock()
+	c.send(c.command(fRead, 512, rw(0x28, 0, 1)...), nil)
+	if r := c.finish(); r.sense != [3]byte{6, 0x28, 0} {
+		t.Errorf("after a rollback: %v, want MEDIUM MAY HAVE CHANGED", r)
+	}
 	h.store.mu.Lock()
 	h.store.paths = []Path{{Group: 1}, {Group: 2, Owner: true}}
 	h.store.changes.Add(1)

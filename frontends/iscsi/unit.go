@@ -30,6 +30,7 @@ type unit struct {
 	told     []scsi.Group // as the initiators know them
 	paths    paths
 	size     int64
+	replaced uint64
 	id       [8]byte
 	revision uint64
 	text     string
@@ -46,7 +47,7 @@ type attentions struct {
 }
 
 func newUnit(s *Server, d Disk) *unit {
-	u := &unit{server: s, name: d.Name, tag: d.Tag, target: s.targetName(d.Name, d.Tag), members: map[*session]*attentions{}, size: d.Size, id: d.ID}
+	u := &unit{server: s, name: d.Name, tag: d.Tag, target: s.targetName(d.Name, d.Tag), members: map[*session]*attentions{}, size: d.Size, replaced: d.Replaced, id: d.ID}
 	u.reserved.Store(new(scsi.Reservations))
 	u.rebuild(d)
 	u.told = u.view().Groups
@@ -167,6 +168,12 @@ func (u *unit) update(now uint64) {
 	text, revision, err := v.Reservations(u.name, u.tag)
 	if err == nil && revision != u.revision {
 		u.adopt(text, revision)
+	}
+	if d.Replaced != u.replaced {
+		u.replaced = d.Replaced
+		for s := range u.members {
+			u.tell(s, scsi.MediumChanged)
+		}
 	}
 	if d.Size != u.size {
 		u.size = d.Size

@@ -13,6 +13,7 @@ type Disk struct {
 	Tag      string // of the snapshot, "" for the VDI itself
 	Size     int64  // bytes
 	ReadOnly bool
+	Replaced uint64 // changes when the content is replaced as a whole, by that of a snapshot
 	// ID is the same through every gateway and as long as the disk exists, and no other's.
 	ID [8]byte
 }

@@ -159,7 +159,7 @@ func (s *state) takeSnapshot(c *Snapshot) (*VDI, error) {
 		return nil, err
 	}
 	v.Name, v.SnapshotID, v.Created, v.Lock = src.Name, src.SnapshotID+1, src.Created, src.Lock
-	v.Owner, v.Generation, v.Hold = src.Owner, s.next(), src.Hold
+	v.Owner, v.Generation, v.Hold, v.Replaced = src.Owner, s.next(), src.Hold, src.Replaced
 	src.Snapshot, src.Tag, src.Identity, src.Snapped = true, c.Tag, c.Identity, c.At
 	// Who does not know yet that this is a snapshot now is refused by the objects.
 	src.Owner, src.Lock, src.Generation, src.Previous, src.HeldUntil = nil, nil, v.Generation, nil, time.Time{}
@@ -225,7 +225,7 @@ func (s *state) rollback(c *Rollback) (*VDI, error) {
 		if c.Generation != 0 && c.Generation != old.Generation {
 			return nil, elsewhere(old)
 		}
-		v.SnapshotID, v.Attributes, v.Created, v.Hold = old.SnapshotID, old.Attributes, old.Created, old.Hold
+		v.SnapshotID, v.Attributes, v.Created, v.Hold, v.Replaced = old.SnapshotID, old.Attributes, old.Created, old.Hold, old.Replaced+1
 		s.drop(old)
 	}
 	v.Owner, v.Generation = &c.By, s.next()

@@ -67,6 +67,9 @@ func TestHold(t *testing.T) {
 	if text("vm", "") != "mine" {
 		t.Errorf("after a rollback: %q", text("vm", ""))
 	}
+	if v, _ := m.Find("vm", ""); v.Replaced != 1 {
+		t.Errorf("after a rollback the content was replaced %d times", v.Replaced)
+	}
 	b, err := m.Snapshot()
 	if err != nil {
 		t.Fatal(err)

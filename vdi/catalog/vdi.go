@@ -96,6 +96,8 @@ type VDI struct {
 	Lock       *Lock             `json:"lock,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"`
 	Hold       *Hold             `json:"hold,omitempty"`
+	// Replaced is how often the content of a working VDI was replaced by a snapshot's.
+	Replaced uint64 `json:"replaced,omitempty"`
 
 	// MapGone says of a deleted vid that its map is removed: it waits only for others to
 	// stop using its objects.

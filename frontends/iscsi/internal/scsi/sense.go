@@ -70,6 +70,7 @@ var (
 	ServiceCRC              = Code{KeyAborted, 0x47, 0x05}
 	Overlapped              = Code{KeyAborted, 0x4e, 0x00}
 
+	MediumChanged        = Code{KeyUnitAttention, 0x28, 0x00}
 	PowerOn              = Code{KeyUnitAttention, 0x29, 0x00}
 	BusDeviceReset       = Code{KeyUnitAttention, 0x29, 0x03}
 	NexusLoss            = Code{KeyUnitAttention, 0x29, 0x07}
