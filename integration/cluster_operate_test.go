@@ -3,7 +3,6 @@ package integration
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -169,9 +168,6 @@ func TestFlockPlugsDisk(t *testing.T) {
 	f.WaitWhole(wholeLimit)
 	reportStall(t, h, "the disk is taken out again", stallLimit)
 	n2.DropDisk(dir)
-	if err := os.RemoveAll(dir); err != nil {
-		t.Fatal(err)
-	}
 	n2.Stop()
 	f.Back(wholeLimit, 1)
 	h.end()
@@ -179,6 +175,16 @@ func TestFlockPlugsDisk(t *testing.T) {
 	if len(disks) != 1 || disks[0].Objects == 0 {
 		t.Errorf("after a restart the disks of n2 are %+v", disks)
 	}
+	// It comes back with what it held, which is old now.
+	if r := n2.DogRun("node", "md", "plug", dir); r.Code != 1 || !strings.Contains(r.Stderr, "--empty") {
+		t.Errorf("a disk that was away is added with what it held: status %d, %s", r.Code, r.Stderr)
+	}
+	if r := f.Nodes[0].DogRun("node", "md", "plug", "--empty", dir); r.Code != 1 {
+		t.Errorf("another node empties the disk: status %d", r.Code)
+	}
+	n2.Dog("node", "md", "plug", "--empty", dir)
+	awaitMember(t, f, f.Nodes[0], "n2", func(m rig.Member) bool { return m.Replicas > before*5/4 })
+	f.WaitWhole(wholeLimit)
 	for _, s := range f.Nodes {
 		h.verify(s, false)
 	}

@@ -28,6 +28,8 @@ type identity struct {
 	Disk    string `json:"disk"`
 	// Disks are the ids of all disks of the node when it was opened last.
 	Disks []string `json:"disks,omitempty"`
+	// Clearing: what is on the disk is being removed, see Store.Reuse.
+	Clearing bool `json:"clearing,omitempty"`
 }
 
 // readIdentity returns nil if there is none.
@@ -105,6 +107,9 @@ func identify(fsys disk.FS, node, cluster string) (*identity, error) {
 		}
 		id = &identity{Format: identityFormat, Cluster: cluster, Node: node, Disk: hex.EncodeToString(b[:])}
 		return id, writeIdentity(fsys, id)
+	}
+	if id.Clearing {
+		return nil, refuse(`disk %s was being emptied, and that was interrupted: take it out of node.disks, and use "dog node md plug --empty"`, fsys)
 	}
 	changed, err := id.adopt(fsys, node, cluster)
 	if err != nil || !changed {

@@ -55,7 +55,7 @@ func refuseContent(fsys disk.FS) error {
 	for _, dir := range []string{objectsDir, newDir} {
 		names, err := fsys.ReadDir(dir)
 		if err == nil && len(names) > 0 {
-			return refuse("it has objects already: empty it, or put it into node.disks and start anew")
+			return refuse(`it has objects already: put it into node.disks and start anew, or, if the node went on without it, use "dog node md plug --empty"`)
 		}
 	}
 	return nil

@@ -100,7 +100,7 @@ func (s *Store) open() error {
 func (s *Store) claim(g object.Group, i int) error {
 	if at := s.routes.claim(g, i); at != i {
 		slots := s.routes.lineup.Load().slots
-		return fmt.Errorf("disks %s and %s both have objects of group %s: what one of them holds is old, for it was left out while the other took its place: take that one out of node.disks, or empty it: %w",
+		return fmt.Errorf("disks %s and %s both have objects of group %s: what one of them holds is old, for it was left out while the other took its place: take that one out of node.disks, start the node, and bring it back with \"dog node md plug --empty\": %w",
 			slots[at], slots[i], g, object.ErrInvalid)
 	}
 	return nil

@@ -191,11 +191,12 @@ func (a *app) nodeShutdown() *cobra.Command {
 
 func (a *app) diskPlug() *cobra.Command {
 	var node string
+	var empty bool
 	c := &cobra.Command{
 		Use: "plug DIR", Short: "Add a disk to a node while it runs",
-		Long: "Add a disk, which is an empty directory on the node. The node then gets its share of the data.\nAdd the directory to node.disks of the node's configuration, too.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
+		Long: "Add a disk, which is an empty directory on the node. The node then gets its share of the data.\nAdd the directory to node.disks of the node's configuration, too. With --empty the directory may be\na disk of this node that was away while others made anew what it held: that is old, and is removed first. It is\nrefused while the missing disk may hold what nobody else has.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			d, err := a.api.Plug(a.ctx, node, args[0])
+			d, err := a.api.Plug(a.ctx, node, api.DiskRequest{Path: args[0], Empty: empty})
 			if err != nil {
 				return err
 			}
@@ -203,6 +204,7 @@ func (a *app) diskPlug() *cobra.Command {
 		},
 	}
 	a.nodeFlag(c, &node)
+	c.Flags().BoolVar(&empty, "empty", false, "remove what a disk of this node holds that was away")
 	return c
 }
 

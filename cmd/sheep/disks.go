@@ -41,12 +41,17 @@ type plugs struct{ *daemon }
 var _ admin.Plugs = plugs{}
 
 // Plug implements admin.Plugs.
-func (p plugs) Plug(ctx context.Context, path string) (api.Disk, error) {
+func (p plugs) Plug(ctx context.Context, path string, empty bool) (api.Disk, error) {
 	switch {
 	case p.store == nil:
 		return api.Disk{}, &api.Error{Kind: api.KindInvalid, Message: "this node is a gateway: it was started without disks", Hint: "put the disk into node.disks and start it anew"}
 	case !filepath.IsAbs(path):
 		return api.Disk{}, &api.Error{Kind: api.KindInvalid, Message: fmt.Sprintf("add disk %s: it is no absolute path", path)}
+	case empty && p.node.Absent()[p.conf.Node.Name] > 0:
+		return api.Disk{}, &api.Error{
+			Kind: api.KindBusy, Message: fmt.Sprintf("empty disk %s: %d partitions are only on a disk of this node that is missing, which this one may be", path, p.node.Absent()[p.conf.Node.Name]),
+			Hint: `put it into node.disks and start the node anew; if what it holds is not wanted, "dog node give-up" says so`,
+		}
 	}
 	fsys, err := disk.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -55,7 +60,11 @@ func (p plugs) Plug(ctx context.Context, path string) (api.Disk, error) {
 	if err != nil {
 		return api.Disk{}, err
 	}
-	s, err := p.store.Plug(fsys)
+	plug := p.store.Plug
+	if empty {
+		plug = p.store.Reuse
+	}
+	s, err := plug(fsys)
 	if err != nil {
 		return api.Disk{}, err
 	}

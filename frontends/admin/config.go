@@ -98,7 +98,9 @@ type Operations interface {
 
 // Plugs adds and removes disks of the node while it runs. Errors are as with Operations.
 type Plugs interface {
-	Plug(ctx context.Context, path string) (api.Disk, error)
+	// Plug adds a directory. With empty it may be a disk of this node that was away: what it
+	// holds is removed first.
+	Plug(ctx context.Context, path string, empty bool) (api.Disk, error)
 	Unplug(ctx context.Context, disk string) (api.Disk, error)
 }
 

@@ -252,7 +252,7 @@ func (c *call) plug() (any, error) {
 	case c.s.cfg.Plugs == nil:
 		return nil, errNoPlugs
 	}
-	d, err := c.s.cfg.Plugs.Plug(c.r.Context(), q.Path)
+	d, err := c.s.cfg.Plugs.Plug(c.r.Context(), q.Path, q.Empty)
 	return c.aboutDisk(d, err)
 }
 

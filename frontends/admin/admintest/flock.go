@@ -251,11 +251,14 @@ func silent(format string, args ...any) error {
 type plugs Sheep
 
 // Plug implements admin.Plugs.
-func (p *plugs) Plug(_ context.Context, path string) (api.Disk, error) {
+func (p *plugs) Plug(_ context.Context, path string, empty bool) (api.Disk, error) {
 	p.Lock()
 	defer p.Unlock()
 	if !strings.HasPrefix(path, "/") {
 		return api.Disk{}, &api.Error{Kind: api.KindInvalid, Message: fmt.Sprintf("add disk %s: it is no absolute path", path)}
+	}
+	if strings.HasPrefix(path, "/old") && !empty {
+		return api.Disk{}, &api.Error{Kind: api.KindInvalid, Message: fmt.Sprintf("add disk %s: it has objects already", path)}
 	}
 	d := api.Disk{ID: "new", Path: path, State: api.DiskOK, TotalBytes: 100 << 30, FreeBytes: 100 << 30}
 	p.Disks = append(p.Disks, d)

@@ -91,7 +91,8 @@ type CopiesRequest struct {
 
 // DiskRequest is the body of POST /node/disks.
 type DiskRequest struct {
-	Path string `json:"path"` // a directory on the node
+	Path  string `json:"path"`            // a directory on the node
+	Empty bool   `json:"empty,omitempty"` // it is a disk of the node's that was away: what it holds is removed first
 }
 
 // Recovery tells how far data is where it shall be.
@@ -167,8 +168,8 @@ func (c *Client) ShutdownNode(ctx context.Context, node string) (v Names, err er
 }
 
 // Plug adds a disk to a node while it runs.
-func (c *Client) Plug(ctx context.Context, node, path string) (v Disk, err error) {
-	return v, c.call(ctx, http.MethodPost, "/node/disks", values("node", node), DiskRequest{Path: path}, &v)
+func (c *Client) Plug(ctx context.Context, node string, q DiskRequest) (v Disk, err error) {
+	return v, c.call(ctx, http.MethodPost, "/node/disks", values("node", node), q, &v)
 }
 
 // Unplug takes a disk, by its path or id, out of a node while it runs.
