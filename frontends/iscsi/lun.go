@@ -182,7 +182,7 @@ func (s *session) relist() {
 		if err != nil {
 			whole = false
 			if !errors.Is(err, vdi.ErrNotFound) {
-				s.log.Warn("unit of a group cannot be opened, will be tried again", "vdi", at.disk.Name, "lun", at.number, "err", err)
+				s.server.loginLog.Warn(s.log, "unit of a group cannot be opened, will be tried again", "vdi", at.disk.Name, "lun", at.number, "err", err)
 			}
 			continue
 		}

@@ -366,3 +366,22 @@ func TestKick(t *testing.T) {
 		return len(list) == 1 && list[0].Target == prefix+":vm2"
 	})
 }
+
+// A VDI by its own target and by a group's are two ports: what one has reserved, the other one has not.
+func TestTwoPortsOfOneUnit(t *testing.T) {
+	h, r := serveRules(t, nil)
+	r.set(group(t), nil)
+	own, grouped := h.login("vm1", me), h.login("disks", me) // the same ISID
+	own.ready()
+	grouped.until(0, [3]byte{})
+	own.send(own.command(pdu.FlagFinal, 0, 0x16), nil)
+	if res := own.finish(); res.status != 0 {
+		t.Fatal(res)
+	}
+	if res := grouped.write(0, pattern(512, 1)); res.status != conflict {
+		t.Errorf("a write by the other port: %v", res)
+	}
+	if res := own.write(0, pattern(512, 1)); res.status != 0 {
+		t.Errorf("a write by who has reserved: %v", res)
+	}
+}

@@ -90,7 +90,7 @@ func newSession(s *Server, conn net.Conn, p login.Params, first *pdu.Header, c *
 	n.setLUNs(nil)
 	n.stream.Need(pdu.HeaderSize)
 	n.watchLapses()
-	n.nexus = scsi.Nexus{Port: fmt.Sprintf("%s,i,0x%x", n.params.Initiator, n.params.ISID), Group: s.group()}
+	n.nexus = scsi.Nexus{Port: fmt.Sprintf("%s,i,0x%x", n.params.Initiator, n.params.ISID), Group: s.group(), Place: c.place.group}
 	// The login's requests are immediate: the first command has their number.
 	n.expectedSN.Store(c.commandSN)
 	n.windowEnd.Store(c.commandSN + uint32(s.window) - 1)

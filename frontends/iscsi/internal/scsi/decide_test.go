@@ -161,3 +161,31 @@ func TestSense(t *testing.T) {
 }
 
 var testPort = &Port{Target: "iqn.test:vm1", LUNs: []uint16{0}}
+
+// Whatever parameters come, a copy that is understood stays within its units.
+func FuzzCopy(f *testing.F) {
+	list := make([]byte, copyHeader+targetDescSize+segmentSize)
+	list[3], list[11] = targetDescSize, segmentSize
+	d := list[copyHeader:]
+	d[0], d[4], d[5], d[7] = codeIdentity, codeBinary, typeNAA, 8
+	s := list[copyHeader+targetDescSize:]
+	s[0], s[3], s[11] = codeBlocks, segmentSize-4, 8
+	f.Add(list)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, sense := DecodeCopy(b)
+		if sense != (Sense{}) {
+			return
+		}
+		if len(c.Segments) > maxCopySegments {
+			t.Fatalf("%d segments", len(c.Segments))
+		}
+		u := testUnit()
+		size := int64(u.Blocks) << u.BlockShift
+		for _, s := range c.Segments {
+			src, dst, ok := s.Ranges(u, u)
+			if ok && (src.Off < 0 || src.Len < 0 || src.Off+src.Len > size || dst.Off < 0 || dst.Off+dst.Len > size || src.Len != dst.Len) {
+				t.Fatalf("%+v goes beyond the unit: %+v, %+v", s, src, dst)
+			}
+		}
+	})
+}

@@ -40,6 +40,9 @@ const (
 type Nexus struct {
 	Port  string `json:"port"`  // NAME,i,0xISID
 	Group uint16 `json:"group"` // of the target port
+	// Place is the target's, of a group: its port is another one than that of the VDI's own target, and initiators may have
+	// the same ISID with both.
+	Place string `json:"place,omitempty"`
 }
 
 // Registration is a key that a nexus gave.
