@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -149,7 +150,9 @@ func (r *Replicas) checkHere(ctx context.Context, g object.Group, epoch state.Ep
 			return nil, err
 		}
 		for _, f := range found {
-			if repair && f.Kind != Extra && f.Kind != Newer && !slices.Contains(doubtful, id) {
+			// What the primary cannot read itself nobody can take from it.
+			mine := f.Kind == Unreadable && f.Node == r.cfg.Self.Node
+			if repair && f.Kind != Extra && f.Kind != Newer && !mine && !slices.Contains(doubtful, id) {
 				doubtful = append(doubtful, id)
 			}
 			if len(k.Findings) < maxFindings {
@@ -205,6 +208,9 @@ func (p *part) compare(ctx context.Context, epoch state.Epoch, members []replica
 func (t *Task) compare(key object.Key) (found []Finding, err error) {
 	r := t.part.r
 	mine, own, failure := r.look(r.ctx, key)
+	if r.distrust(key, own); slices.Contains(own, rottenSum) {
+		failure = errTable
+	}
 	for _, m := range t.members[1:] {
 		src := source{r: r, from: m, route: route{t.Group, t.epoch, m.Incarnation}, id: key.ID}
 		info, sums, err := src.sums(r.ctx, own)
@@ -235,6 +241,9 @@ func (t *Task) compare(key object.Key) (found []Finding, err error) {
 	}
 	return found, nil
 }
+
+// errTable: what was in blocks, or what their checksums were, is lost here.
+var errTable = fmt.Errorf("some blocks or their checksums: %w", object.ErrCorrupt)
 
 func different(a, b []uint64) (count int) {
 	for i := range max(len(a), len(b)) {

@@ -15,8 +15,10 @@ import (
 
 // Rot that readers or scrubbing have found is replaced by what another replica has. A block
 // whose checksum is known needs no order and no lock for that: only the content that the
-// checksum is of is taken. An object whose table is rotten is made equal to the primary's,
-// like what a check finds.
+// checksum is of is taken. Where checksums are rotten themselves, nobody can tell what the
+// content was but those who have it: a member is made equal to the primary, like what a check
+// finds; the primary takes it from a member as it does when somebody reads, while no change is
+// under way.
 
 const (
 	healEvery = replica.Time(2 * time.Second)
@@ -63,14 +65,18 @@ func (h *healer) pass(r *Replicas, rotten map[object.Key][]uint32) {
 		}
 		h.tries[k]++
 		healed := 0
+		var left []uint32
 		for _, b := range rotten[k] {
 			if r.healBlock(r.ctx, k, b) {
 				healed++
+			} else {
+				left = append(left, b)
 			}
 		}
+		if len(rotten[k]) == 0 || len(left) > 0 {
+			r.healTable(r.ctx, k, left)
+		}
 		switch {
-		case len(rotten[k]) == 0:
-			r.healTable(r.ctx, k)
 		case healed > 0:
 			r.Count.Fetched.Add(1)
 			r.cfg.Logger.Info("corrupt blocks were replaced by those of another replica", "object", k.String(), "blocks", healed)
@@ -93,11 +99,30 @@ func (r *Replicas) others(g object.Group) (list []replica.Peer, epoch state.Epoc
 	return slices.DeleteFunc(w.ISR, func(m replica.Peer) bool { return m == r.cfg.Self }), w.Epoch
 }
 
+// askedAtMost bounds the nodes that are asked for the content of a block.
+const askedAtMost = 32
+
+// perhaps are those who may have content of a partition: others, and then nodes that were
+// members, or are to be. What they have is believed by its checksum alone.
+func (r *Replicas) perhaps(g object.Group) (list []replica.Peer, epoch state.Epoch) {
+	list, epoch = r.others(g)
+	r.mu.RLock()
+	v := r.view
+	r.mu.RUnlock()
+	for _, n := range v.Nodes {
+		m := replica.Peer{Node: n.ID, Incarnation: n.Incarnation}
+		if n.State == state.NodeUp && n.Weight() > 0 && m != r.cfg.Self && !slices.Contains(list, m) {
+			list = append(list, m)
+		}
+	}
+	return list[:min(len(list), askedAtMost)], epoch
+}
+
 // healBlock replaces a block if anybody has its content.
 func (r *Replicas) healBlock(ctx context.Context, k object.Key, block uint32) bool {
-	others, epoch := r.others(k.Group)
+	nodes, epoch := r.perhaps(k.Group)
 	buf := make([]byte, object.BlockSize)
-	for _, m := range others {
+	for _, m := range nodes {
 		src := source{r: r, from: m, route: route{k.Group, epoch, m.Incarnation}, id: k.ID}
 		if src.blocks(ctx, block*object.BlockSize, buf) == nil && r.cfg.Store.Heal(ctx, k, block, buf) == nil {
 			return true
@@ -106,19 +131,39 @@ func (r *Replicas) healBlock(ctx context.Context, k object.Key, block uint32) bo
 	return false
 }
 
-// healTable has an object made anew whose header or table is rotten: as a member by the
-// primary; as the primary, once it is none any more, by the next one.
-func (r *Replicas) healTable(ctx context.Context, k object.Key) {
+// healTable has an object made anew whose header is rotten, or blocks of it whose checksums
+// are: as a member by the primary; as the primary by a member. An object without a header
+// is made by the next primary, once this node is none any more.
+func (r *Replicas) healTable(ctx context.Context, k object.Key, blocks []uint32) {
 	p := r.part(k.Group)
 	others, epoch := r.others(k.Group)
-	if p == nil || len(others) == 0 {
-		return
-	}
-	if p.primary.Load() {
+	switch {
+	case p == nil || len(others) == 0:
+	case !p.primary.Load():
+		if _, err := r.Check(ctx, others[0], k.Group, epoch, true); err != nil {
+			r.cfg.Logger.Info("an object whose table is corrupt is not replaced yet", "object", k.String(), "err", err)
+		}
+	case len(blocks) == 0:
 		p.post(event{kind: evFailed, peer: r.cfg.Self})
+	default:
+		r.readBlocks(ctx, k, epoch, blocks)
+	}
+}
+
+// readBlocks reads blocks as clients do: what is corrupt is replaced then.
+func (r *Replicas) readBlocks(ctx context.Context, k object.Key, epoch state.Epoch, blocks []uint32) {
+	info, err := r.cfg.Store.Stat(ctx, k)
+	if err != nil {
 		return
 	}
-	if _, err := r.Check(ctx, others[0], k.Group, epoch, true); err != nil {
-		r.cfg.Logger.Info("an object whose table is corrupt is not replaced yet", "object", k.String(), "err", err)
+	buf := make([]byte, object.BlockSize)
+	for _, b := range blocks {
+		done := make(chan struct{})
+		r.Submit(&Task{
+			Group: k.Group, Epoch: epoch, Verb: VerbRead, SizeShift: info.SizeShift, ID: k.ID, Off: b * object.BlockSize, Len: object.BlockSize, Data: buf,
+			Done: func(*Task) { close(done) },
+		})
+		r.kickSoon()
+		<-done
 	}
 }

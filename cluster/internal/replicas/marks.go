@@ -1,6 +1,7 @@
 package replicas
 
 import (
+	"slices"
 	"sync"
 
 	"sheepdog/cluster/internal/peer"
@@ -11,12 +12,14 @@ import (
 // outMarks collects the marks for other nodes, so that one message has many.
 type outMarks struct {
 	mu    sync.Mutex
-	nodes map[replica.Peer]*nodeMarks
+	nodes []*nodeMarks
 }
 
-// nodeMarks are those for one node.
+// nodeMarks are those for one node, in the order in which partitions had something to say.
 type nodeMarks struct {
-	waiting map[object.Group]committed
+	to      replica.Peer
+	waiting []committed
+	places  map[object.Group]int // in waiting
 	call    peer.Call
 	busy    bool
 }
@@ -24,15 +27,18 @@ type nodeMarks struct {
 func (o *outMarks) add(to replica.Peer, c committed) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.nodes == nil {
-		o.nodes = map[replica.Peer]*nodeMarks{}
+	i := slices.IndexFunc(o.nodes, func(n *nodeMarks) bool { return n.to == to })
+	if i < 0 {
+		i = len(o.nodes)
+		o.nodes = append(o.nodes, &nodeMarks{to: to, places: map[object.Group]int{}})
 	}
-	n := o.nodes[to]
-	if n == nil {
-		n = &nodeMarks{waiting: map[object.Group]committed{}}
-		o.nodes[to] = n
+	n := o.nodes[i]
+	if at, ok := n.places[c.group]; ok {
+		n.waiting[at] = c
+		return
 	}
-	n.waiting[c.group] = c
+	n.places[c.group] = len(n.waiting)
+	n.waiting = append(n.waiting, c)
 }
 
 // send sends what is waiting, but for nodes that have not taken what was sent before.
@@ -40,22 +46,20 @@ func (o *outMarks) add(to replica.Peer, c committed) {
 func (o *outMarks) send(r *Replicas) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for to, n := range o.nodes {
-		switch {
-		case n.busy:
-		case len(n.waiting) == 0:
-			delete(o.nodes, to)
-		default:
+	o.nodes = slices.DeleteFunc(o.nodes, func(n *nodeMarks) bool { return !n.busy && len(n.waiting) == 0 })
+	for _, n := range o.nodes {
+		if !n.busy {
 			data := n.call.Data[:0]
 			for _, c := range n.waiting {
 				data = appendVersion(c.route.append(data), c.mark)
 			}
-			clear(n.waiting)
+			n.waiting = n.waiting[:0]
+			clear(n.places)
 			n.busy = true
 			n.call = peer.Call{Class: peer.Commit, Op: opCommitted, Data: data, Deadline: r.deadline(), Done: func(*peer.Call) {
 				go o.sent(n) // the lock may be held by who submits
 			}}
-			r.call(to, &n.call)
+			r.call(n.to, &n.call)
 		}
 	}
 }

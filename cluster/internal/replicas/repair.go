@@ -397,6 +397,9 @@ func (in *incoming) serve() error {
 		if _, damaged := r.damaged.Load(key); damaged {
 			err = object.ErrCorrupt
 		}
+		if isNotFound(err) && !in.part.counts(r.ctx, m.epoch) {
+			err = replica.ErrEpoch
+		}
 		switch {
 		case err != nil:
 		case req.Op == opSums:
@@ -418,6 +421,15 @@ func (in *incoming) serve() error {
 		req.Reply(err)
 	})
 	return nil
+}
+
+// counts reports whether it still means something in an epoch what this node lacks: who holds
+// the partition no more may have removed it. Who asks may not know that, if it was stopped
+// for a while, and would remove its own. Whatever was removed before this is called was
+// removed in an epoch that is known here now.
+func (p *part) counts(ctx context.Context, epoch state.Epoch) (ok bool) {
+	err := p.inspect(ctx, func(_ replica.Time, q *replica.Partition) { ok = q.Epoch() == epoch && q.Holder() })
+	return err == nil && ok
 }
 
 // fetch carries out Fetch: what is rotten here is taken from another member.
