@@ -42,7 +42,7 @@ func (f *flock) serve(r *peer.Request) {
 		f.tasks.Go(func() { f.applyForwarded(r) })
 	case r.Op == opAnnounce && member:
 		f.tasks.Go(func() { f.takeAnnounce(r) })
-	case r.Op == opLease && member && r.Class == peer.Control && len(r.Head) == 18:
+	case r.Op == opLease && member && r.Class == peer.Control && len(r.Head) >= leaseHead:
 		f.answerLease(r)
 	case r.Op == opFence && member && len(r.Head) == 12:
 		vid, generation := object.VID(binary.LittleEndian.Uint32(r.Head)), binary.LittleEndian.Uint64(r.Head[4:])

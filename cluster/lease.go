@@ -23,6 +23,10 @@ const (
 	askEvery = 200 * time.Millisecond
 	// asksAtATime bounds the questions without an answer: a leader that hangs gets no more.
 	asksAtATime = 4
+	// unreachedAfter is for how long a node is tried to be connected to before the leader is told.
+	unreachedAfter = 700 * time.Millisecond
+	// maxUnreached bounds how many it is told.
+	maxUnreached = 64
 	// connectEvery is after how many questions it is looked for voters that are not connected.
 	connectEvery = 5
 )
@@ -30,15 +34,14 @@ const (
 // lease is until when this node may answer.
 type lease struct {
 	mu     sync.Mutex
-	from   time.Time // when it was asked for
-	left   bool      // there is none any more
+	holder steward.Holder
 	asking int
-	last   steward.Verdict
 	again  chan struct{} // ask at once
 }
 
 // opLease is a question for a lease. Head: the node's number, incarnation, and the epoch that it
-// has followed. Reply: the verdict. Control
+// has followed; the question's number, flags, the numbers of nodes that are not reached. Reply:
+// the verdict. Control
 const opLease uint16 = 70
 
 // keepLease asks for leases, from when the node has its incarnation.
@@ -53,6 +56,7 @@ func (f *flock) keepLease() {
 			f.askForLease(leader)
 			if n%connectEvery == 0 {
 				f.connectVoters(l)
+				f.tryLinks()
 			}
 		}
 		select {
@@ -74,6 +78,61 @@ func (f *flock) connectVoters(l *consensus.Log) {
 	}
 }
 
+// tryLinks has a node that is down find out whether it reaches those that are up.
+func (f *flock) tryLinks() {
+	v := f.n.state.View()
+	if self := v.NodeByName(f.n.cfg.Name); self == nil || self.State == state.NodeUp {
+		return
+	}
+	for _, m := range v.Nodes {
+		if m.Name != f.n.cfg.Name && m.State == state.NodeUp {
+			f.net.Peer(m.Name).Connect(peer.Commit)
+		}
+	}
+}
+
+// unreached are the nodes that are up and that this one has not reached for a while.
+func (f *flock) unreached() (list []state.NodeID) {
+	for _, m := range f.n.state.View().Nodes {
+		if m.State == state.NodeUp && m.Name != f.n.cfg.Name && len(list) < maxUnreached && f.net.Peer(m.Name).Unreached() >= unreachedAfter {
+			list = append(list, m.ID)
+		}
+	}
+	return list
+}
+
+// Flags of a question for a lease.
+const (
+	flagServing = 1 << iota
+	flagRenounced
+)
+
+func appendSaying(b []byte, s steward.Saying) []byte {
+	flags := byte(0)
+	if s.Serving {
+		flags |= flagServing
+	}
+	if s.Renounced {
+		flags |= flagRenounced
+	}
+	b = append(binary.LittleEndian.AppendUint64(b, s.Number), flags)
+	for _, id := range s.Unreached {
+		b = binary.LittleEndian.AppendUint16(b, uint16(id))
+	}
+	return b
+}
+
+func decodeSaying(b []byte) steward.Saying {
+	s := steward.Saying{Number: binary.LittleEndian.Uint64(b), Serving: b[8]&flagServing != 0, Renounced: b[8]&flagRenounced != 0}
+	for b = b[9:]; len(b) >= 2; b = b[2:] {
+		s.Unreached = append(s.Unreached, state.NodeID(binary.LittleEndian.Uint16(b)))
+	}
+	return s
+}
+
+// leaseHead is what a question has at least, in bytes.
+const leaseHead = 2 + 8 + 8 + 8 + 1
+
 // askForLease asks the leader once, which may be this node itself.
 func (f *flock) askForLease(leader string) {
 	life, followed := state.Life{Node: state.NodeID(f.n.self.Load()), Incarnation: f.n.inc.Load()}, f.replicas().Followed()
@@ -81,23 +140,33 @@ func (f *flock) askForLease(leader string) {
 	case "":
 		return
 	case f.n.cfg.Name:
-		if verdict, at := f.leader.grant(leader, life, followed); verdict == steward.Granted {
-			f.extend(at)
+		if verdict, at := f.leader.grant(leader, life, followed, steward.Saying{}); verdict == steward.Granted {
+			f.answered(leader, verdict, at)
 		}
 		return
 	}
+	unreached, serving := f.unreached(), f.gates.Serving()
 	e := &f.lease
 	e.mu.Lock()
-	if e.left || e.asking == asksAtATime {
+	asked := time.Now()
+	ok := e.asking < asksAtATime
+	var say steward.Saying
+	if ok {
+		say, ok = e.holder.Ask(asked, unreached, serving)
+	}
+	if !ok {
 		e.mu.Unlock()
 		return
 	}
 	e.asking++
+	if say.Renounced {
+		f.replicas().SetLease(f.start)
+	}
 	e.mu.Unlock()
 	head := binary.LittleEndian.AppendUint16(nil, uint16(life.Node))
 	head = binary.LittleEndian.AppendUint64(head, life.Incarnation)
 	head = binary.LittleEndian.AppendUint64(head, uint64(followed))
-	asked := time.Now()
+	head = appendSaying(head, say)
 	c := &peer.Call{Class: peer.Control, Op: opLease, Head: head, Deadline: asked.Add(f.n.cfg.Network.Lease)}
 	c.Done = func(c *peer.Call) {
 		e.mu.Lock()
@@ -116,18 +185,18 @@ func (f *flock) askForLease(leader string) {
 func (f *flock) answered(leader string, v steward.Verdict, asked time.Time) {
 	e := &f.lease
 	e.mu.Lock()
-	was := e.last
-	if v != steward.NotLeading {
-		e.last = v
+	from, was, better := e.holder.Answered(v, asked)
+	if better {
+		f.replicas().SetLease(from.Add(f.n.cfg.Network.Lease))
 	}
 	e.mu.Unlock()
-	if v == steward.Granted {
-		f.extend(asked)
-	}
 	if v == was {
 		return
 	}
 	switch v {
+	case steward.Cut:
+		f.log.Warn("this node and another one do not reach each other, and the leader has them do without this one", "leader", leader)
+		signal(e.again)
 	case steward.Unknown:
 		f.log.Warn("the leader knows no such node", "leader", leader) // watchRemoval finds out
 	case steward.Other:
@@ -143,23 +212,11 @@ func (f *flock) answered(leader string, v steward.Verdict, asked time.Time) {
 	}
 }
 
-// extend has the lease end not before a lease's time after the given one.
-func (f *flock) extend(from time.Time) {
-	e := &f.lease
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.left || !from.After(e.from) {
-		return
-	}
-	e.from = from
-	f.replicas().SetLease(from.Add(f.n.cfg.Network.Lease))
-}
-
 // granted is when the lease was last asked for with success; the zero time: never.
 func (e *lease) granted() time.Time {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.from
+	return e.holder.From()
 }
 
 // endLease gives the lease up for good.
@@ -167,7 +224,7 @@ func (f *flock) endLease() {
 	e := &f.lease
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.left = true
+	e.holder.Leave()
 	if r := f.replicas(); r != nil {
 		r.SetLease(f.start)
 	}
@@ -176,7 +233,7 @@ func (f *flock) endLease() {
 // answerLease answers a node that asks, as the leader or as one that is not.
 func (f *flock) answerLease(r *peer.Request) {
 	life := state.Life{Node: state.NodeID(binary.LittleEndian.Uint16(r.Head)), Incarnation: binary.LittleEndian.Uint64(r.Head[2:])}
-	verdict, _ := f.leader.grant(r.From.Name, life, state.Epoch(binary.LittleEndian.Uint64(r.Head[10:])))
+	verdict, _ := f.leader.grant(r.From.Name, life, state.Epoch(binary.LittleEndian.Uint64(r.Head[10:])), decodeSaying(r.Head[18:]))
 	r.ReplyData = nil
 	r.ReplyHead = append(r.ReplyHead, byte(verdict))
 	r.Reply(nil)
@@ -184,7 +241,7 @@ func (f *flock) answerLease(r *peer.Request) {
 
 // grant decides about a lease of a node, this one or another. If it is granted, it is good
 // for a question that was asked at the time it returns, or before.
-func (l *leader) grant(node string, life state.Life, followed state.Epoch) (steward.Verdict, time.Time) {
+func (l *leader) grant(node string, life state.Life, followed state.Epoch, what steward.Saying) (steward.Verdict, time.Time) {
 	log := l.f.n.consensus.Load()
 	if log == nil {
 		return steward.NotLeading, time.Time{}
@@ -203,11 +260,11 @@ func (l *leader) grant(node string, life state.Life, followed state.Epoch) (stew
 	v := l.f.n.state.View()
 	l.facts.Spoke(node, now)
 	if steward.InStep(v, life.Node, followed) {
-		l.facts.Heard(node, life.Incarnation, now)
+		l.facts.Heard(node, life.Incarnation, now, what)
 	}
 	verdict := l.steward.Grant(v, life, followed)
-	if verdict == steward.Down {
-		signal(l.wake) // it may be up again
+	if verdict == steward.Down || verdict == steward.Cut {
+		signal(l.wake) // it may be up again, or down at last
 	}
 	if self { // a new leader waits from its election, and that came after the contact
 		return verdict, contact

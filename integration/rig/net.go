@@ -92,6 +92,13 @@ func (n *Net) Split(parts ...[]int) {
 	}
 }
 
+// CutLink has two nodes hear nothing of each other.
+func (n *Net) CutLink(a, b int) {
+	n.t.Helper()
+	n.filter(a+1, []string{fmt.Sprintf("ip saddr %s drop", n.address(b+1))}, nil)
+	n.filter(b+1, []string{fmt.Sprintf("ip saddr %s drop", n.address(a+1))}, nil)
+}
+
 // CutPort drops what comes to a node's peer port from others; with both also what leaves that port.
 func (n *Net) CutPort(node int, both bool) {
 	n.t.Helper()

@@ -26,6 +26,7 @@ type gate struct {
 	unsent bool
 
 	idle atomic.Bool
+	used atomic.Int64 // replica.Time of the last request
 }
 
 type gateKind uint8
@@ -83,6 +84,7 @@ func (g *gate) handle(e gateEvent) {
 	now := g.cfg.Now()
 	switch e.kind {
 	case gateSubmit:
+		g.used.Store(int64(now))
 		g.know(now, e.job.req.Group, true)
 		if !g.readHere(e.job) {
 			g.g.Submit(now, &e.job.req)

@@ -103,6 +103,20 @@ func (g *gate) flush(f gateway.Flush, done func(error)) {
 	g.post(gateEvent{kind: gateFlush, batch: true, flush: w})
 }
 
+// Serving reports whether clients have asked for something lately.
+func (g *Gates) Serving() bool {
+	now := g.cfg.Now()
+	for _, one := range g.list {
+		if at := replica.Time(one.used.Load()); at != 0 && now-at < replica.Time(lately) {
+			return true
+		}
+	}
+	return false
+}
+
+// lately is how long ago the last request of a client may be who is still there.
+const lately = 10 * time.Second
+
 // Moved says that View has changed.
 func (g *Gates) Moved() {
 	for _, one := range g.list {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -18,8 +19,9 @@ type lane struct {
 
 	mu    sync.Mutex
 	state laneState
-	err   error // why it is down, an ErrDisconnected
-	conn  *conn // if up
+	err   error     // why it is down, an ErrDisconnected
+	lost  time.Time // since when it tries to connect in vain; zero: it does not
+	conn  *conn     // if up
 
 	slots    []slot
 	free     []uint16 // slots
@@ -86,7 +88,7 @@ func (l *lane) submit(c *Call) {
 // open makes the lane connect if it does not yet. l.mu is held.
 func (l *lane) open() {
 	if l.state == laneIdle {
-		l.state = laneConnecting
+		l.state, l.lost = laneConnecting, time.Now()
 		l.t.running.Go(l.run)
 	}
 }
@@ -178,7 +180,7 @@ func (l *lane) up(c *conn) bool {
 		l.mu.Unlock()
 		return false
 	}
-	l.state, l.conn, l.err = laneUp, c, nil
+	l.state, l.conn, l.err, l.lost = laneUp, c, nil, time.Time{}
 	n := l.t.cfg.WindowCalls
 	l.slots, l.free = make([]slot, n), make([]uint16, n)
 	for i := range l.free {
@@ -222,6 +224,12 @@ func (l *lane) down(c *conn, err error) bool {
 		l.state = laneConnecting
 	default:
 		l.state, l.err = laneDown, err
+	}
+	switch {
+	case l.state == laneIdle || errors.Is(err, syscall.ECONNREFUSED): // the machine is reached
+		l.lost = time.Time{}
+	case l.lost.IsZero():
+		l.lost = time.Now()
 	}
 	waiting := l.waiting
 	l.conn, l.slots, l.free, l.waiting, l.earliest = nil, nil, nil, queue{}, time.Time{}

@@ -65,6 +65,21 @@ func (p *Peer) RTT() time.Duration {
 	return 0
 }
 
+// Unreached is for how long this node has tried in vain to connect for requests of clients or
+// what follows from them; 0: it is connected, or has no need to be, or the node's machine is
+// there.
+func (p *Peer) Unreached() (d time.Duration) {
+	for _, class := range [...]Class{Commit, Data} {
+		l := &p.lanes[class]
+		l.mu.Lock()
+		if !l.lost.IsZero() {
+			d = max(d, time.Since(l.lost))
+		}
+		l.mu.Unlock()
+	}
+	return d
+}
+
 // Identity returns who the node said it is when a class's connection was made; false if
 // there is none now.
 func (p *Peer) Identity(class Class) (Identity, bool) { return p.lanes[class].identity() }

@@ -16,7 +16,6 @@ const (
 	sector     = object.SectorSize
 	sizeShift  = object.MinSizeShift
 	policy     = object.PolicyID(1)
-	simSectors = 40 // of each object that are used: five blocks
 	maxSectors = 20 // of a request: some fit into the log, some go to the file directly
 	scratch    = 100
 )
@@ -70,7 +69,7 @@ func (w *world) populate() {
 		v := &volume{w: w, index: i, ref: r.VDI.Ref}
 		w.volumes = append(w.volumes, v)
 		v.take()
-		w.after(w.between(second/2, 3*second), v.contend)
+		w.after(w.between(w.contend/4, w.contend), v.contend)
 	}
 }
 
@@ -78,7 +77,7 @@ func (w *world) populate() {
 func (v *volume) contend() {
 	if v.w.trouble && !v.stop {
 		v.take()
-		v.w.after(v.w.between(second/4, 4*second), v.contend)
+		v.w.after(v.w.between(v.w.setup.contend/10, v.w.setup.contend), v.contend)
 	}
 }
 
@@ -130,14 +129,13 @@ func (s *session) acquire() {
 	}
 	if !s.l.n.hung {
 		got, _ := s.l.catalog.Get(s.v.ref.VID)
-		s.l.tell(func(*life) {
-			if s.v.current != s {
-				return
+		c := catalog.Command{Acquire: &catalog.Acquire{
+			Ref: s.v.ref, By: catalog.Node{Name: s.l.n.name, Incarnation: s.l.inc}, Since: got.Generation, At: time.Now(),
+		}}
+		s.l.tell(func(g *reign) {
+			if s.v.current == s {
+				g.propose(machineCatalog, c.Encode(), func([]byte, error) {})
 			}
-			_, err := w.decideCatalog(catalog.Command{Acquire: &catalog.Acquire{
-				Ref: s.v.ref, By: catalog.Node{Name: s.l.n.name, Incarnation: s.l.inc}, Since: got.Generation, At: time.Now(),
-			}})
-			w.logf("%s acquires volume %d: %v", s.l.n.name, s.v.index, err)
 		})
 	}
 	w.after(w.between(20*ms, 100*ms), s.acquire)
@@ -251,11 +249,11 @@ func (s *session) beat() {
 		for s.underway < w.depth && w.chance(0.5) {
 			s.request()
 		}
-		if w.chance(0.02) {
+		if w.chance(w.flush) {
 			s.flush()
 		}
 	}
-	w.after(w.between(0, 8*ms), s.beat)
+	w.after(w.between(0, w.setup.beat), s.beat)
 }
 
 func (s *session) flush() {
@@ -311,7 +309,7 @@ func (s *session) request() {
 	if w.chance(0.2) {
 		a.n = 1 + w.rng.IntN(maxSectors)
 	}
-	a.first = w.rng.IntN(simSectors - a.n + 1)
+	a.first = w.rng.IntN(w.sectors - a.n + 1)
 	a.Off, a.Len = uint32(a.first)*sector, uint32(a.n)*sector
 	if a.Op <= object.OpWrite {
 		a.Data = make([]byte, a.Len)
@@ -321,6 +319,9 @@ func (s *session) request() {
 		for i := range a.n {
 			a.values = append(a.values, w.value)
 			fill(a.Data[i*sector:][:sector], w.value)
+		}
+		if w.faults[faultRot] > 0 {
+			w.where[w.value] = a.ID
 		}
 	}
 	if a.Op != object.OpRead && !a.scratch {
@@ -361,6 +362,9 @@ func (a *access) done() {
 		w.happened("former owner refused")
 		s.over = true
 		a.ended = false // it may have been carried out before
+	case errors.Is(a.Err, object.ErrCorrupt) && w.excused(a):
+		w.happened("request that failed for rot")
+		a.ended = a.Op == object.OpRead // a change may have been carried out
 	case a.Err != nil:
 		w.fail("%v: %v", a, a.Err)
 	case a.Op != object.OpRead && a.Generation < s.v.settled && a.at > s.v.at:
@@ -401,6 +405,8 @@ func word(value uint64, i int) uint64 {
 	}
 	return (value << 16) + uint64(i)
 }
+
+func wordAt(b []byte) uint64 { return binary.LittleEndian.Uint64(b) >> 16 }
 
 // torn is no value: a sector's content that nobody wrote.
 const torn = ^uint64(0)

@@ -42,7 +42,8 @@ type leading struct {
 // others, after out_after others hold them, and clients notice nothing but a pause. It has
 // 300 nodes in make soak, and 60 in make sim.
 func TestSimulationOfMany(t *testing.T) {
-	s := setup{seed: 1, nodes: 60, copies: 3, partitions: 1024, volumes: 6, objects: 20, depth: 2, shared: true}
+	s := calm(1)
+	s.nodes, s.partitions, s.volumes, s.objects, s.depth, s.shared = 60, 1024, 6, 20, 2, true
 	switch {
 	case *simSeeds < 500:
 		t.Skip("it takes long: make sim does it")
@@ -75,7 +76,7 @@ func (w *world) manyNodes(t *testing.T) {
 	w.costs = leading{}
 	began, from, ops := cpu(), w.now(), w.ops
 
-	victim := w.nodes[slices.IndexFunc(w.nodes, func(n *node) bool { return n.life != w.leader.l })]
+	victim := w.nodes[slices.IndexFunc(w.nodes, func(n *node) bool { return n.life.reign == nil })]
 	holds := w.holdings(victim.id)
 	victim.kill(true)
 	w.run(func() bool { return w.oracle.View().Node(victim.id).State == state.NodeDown }, 10*second)

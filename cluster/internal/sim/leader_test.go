@@ -8,229 +8,160 @@ import (
 	"sheepdog/cluster/internal/steward"
 	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
-	"sheepdog/vdi/catalog"
 )
-
-// Names of the machines.
-const (
-	machineState   = "state"
-	machineCatalog = "catalog"
-)
-
-// leaderLease is for how long a leader may not know that it is none any more.
-const leaderLease = 500 * ms
-
-// leader is who leads, and what it knows. Elections and the order of commands are taken
-// for granted: who leads can decide, and no command is lost that has been decided.
-type leader struct {
-	l       *life // nil: nobody leads
-	term    int
-	steward *steward.Steward
-	starts  []*starting
-}
 
 // starting is a node that has announced itself.
 type starting struct {
 	steward.Announcement
-	l *life
+	l       *life
+	attempt int
 }
 
-// decide appends a command for the state to the log, which the nodes follow at their own pace.
-func (w *world) decide(c state.Command) state.Result {
-	b := c.Encode()
-	before := w.oracle.View()
-	r, err := state.DecodeResult(w.oracle.Apply(b))
-	w.append(machineState, b)
-	if err == nil {
-		w.compareEras(before, w.oracle.View())
-		w.checkView()
+// work is what a leader does every now and then.
+func (g *reign) work() {
+	l := g.l
+	w := l.n.w
+	if g.over || l.over {
+		return
 	}
-	return r
-}
-
-// decideCatalog does so for a command of the catalog.
-func (w *world) decideCatalog(c catalog.Command) (catalog.Result, error) {
-	b := c.Encode()
-	r, err := catalog.DecodeResult(w.catalog.Apply(b))
-	w.append(machineCatalog, b)
-	return r, err
-}
-
-func (w *world) append(machine string, command []byte) {
-	w.log = append(w.log, [2]string{machine, string(command)})
-	w.views = append(w.views, w.oracle.View())
-	for _, n := range w.nodes {
-		if n.life != nil {
-			n.life.follow()
-		}
+	w.after(w.between(80*ms, 120*ms), g.work)
+	if l.n.hung {
+		return
 	}
-}
-
-// checkView looks at what has been decided (INV-R3).
-func (w *world) checkView() {
-	for _, p := range w.oracle.View().Policies {
-		for i, q := range p.Partitions {
-			if len(q.ISR) == 0 {
-				w.fail("partition %d has no member", i)
-			}
-		}
-	}
-}
-
-// eligible reports whether a node can lead.
-func (n *node) eligible() bool { return n.life != nil && !n.hung && !n.apart }
-
-// elect looks now and then whether there is a leader, and finds another one.
-func (w *world) elect() {
-	w.after(w.between(50*ms, 150*ms), w.elect)
-	var able []*node
-	for _, n := range w.nodes {
-		if n.eligible() {
-			able = append(able, n)
-		}
-	}
-	quorum := 2*len(able) > len(w.nodes)
-	if l := w.leader.l; l != nil {
-		if !l.over && l.n.eligible() && quorum {
+	if !g.ready {
+		if l.applied < g.upTo {
 			return
 		}
-		w.logf("nobody leads")
-		w.leader.l, w.leader.starts = nil, nil
-		w.leader.term++
-		return
+		g.ready = true
+		l.facts.Forget()
+		l.steward.Lead(g.since)
 	}
-	if !quorum || !w.chance(0.2) {
-		return
+	if w.now()-g.looked > 500*ms {
+		l.steward.Woke(time.Now())
 	}
-	l := able[w.rng.IntN(len(able))].life
-	w.logf("%s leads", l.n.name)
-	w.happened("election")
-	w.leader.l, w.leader.term, w.leader.starts = l, w.leader.term+1, nil
-	w.leader.steward = steward.New(steward.Options{
-		Self: l.n.name, Lease: leaseTime, LeaderLease: leaderLease, Margin: 300 * ms, Gather: 300 * ms, Settle: 500 * ms,
-	})
-	l.facts.Forget()
-	w.leader.steward.Lead(time.Now())
-	w.lead(w.leader.term)
+	g.looked = w.now()
+	g.probe()
+	g.step()
 }
 
-// lead does what a leader does every now and then.
-func (w *world) lead(term int) {
-	if w.leader.term != term || w.leader.l == nil {
+// step decides once, and carries it out.
+func (g *reign) step() {
+	l, v := g.l, g.l.known()
+	w := l.n.w
+	if g.busy || !v.Formatted() {
 		return
 	}
-	l := w.leader.l
-	w.after(w.between(80*ms, 120*ms), func() { w.lead(term) })
-	if l.over || !l.n.eligible() {
-		return
-	}
-	w.probe(l, term)
-	v := w.oracle.View()
-	if !v.Formatted() {
-		return
-	}
-	waiting := slices.Clone(w.leader.starts)
+	waiting := slices.Clone(g.starts)
 	announcements := make([]steward.Announcement, len(waiting))
 	for i, s := range waiting {
 		announcements[i] = s.Announcement
 	}
 	began := cpu()
-	d := w.leader.steward.Step(time.Now(), v, l.facts.Of(time.Now(), v), announcements)
+	d := l.steward.Step(time.Now(), v, l.facts.Of(time.Now(), v), announcements)
 	for _, n := range d.Notes {
 		w.logf("leader: %s %s: %s", n.Node, n.What, n.Reason)
+		w.happened(n.What)
 	}
-	for _, c := range d.Commands {
-		r := w.decide(c)
-		if c.AnnounceAll != nil {
-			w.announced(c.AnnounceAll, r, waiting)
-		}
-	}
+	g.busy = true
+	g.carryOut(d.Commands, waiting)
 	took := cpu() - began
 	w.costs.steps++
 	w.costs.cpu += took
 	w.costs.worst = max(w.costs.worst, took)
 }
 
+// carryOut proposes commands one after the other, until one fails.
+func (g *reign) carryOut(commands []state.Command, waiting []*starting) {
+	if len(commands) == 0 || g.over {
+		g.busy = false
+		return
+	}
+	c := commands[0]
+	g.command(c, func(r state.Result, err error) {
+		if c.AnnounceAll != nil {
+			g.announced(c.AnnounceAll, r, err, waiting)
+		}
+		if err != nil {
+			commands = commands[:1]
+		}
+		g.carryOut(commands[1:], waiting)
+	})
+}
+
 // probe notes who is there: who answers, and whose process is gone.
-func (w *world) probe(l *life, term int) {
+func (g *reign) probe() {
+	l := g.l
+	w := l.n.w
 	for _, n := range w.nodes {
 		sent := time.Now()
 		switch {
-		case n == l.n:
-		case n.life == nil && !n.dark && !n.apart && !w.cut[[2]state.NodeID{l.n.id, n.id}] && !w.cut[[2]state.NodeID{n.id, l.n.id}]:
+		case n == l.n || w.cutBetween(l.n, n):
+		case n.life == nil && !n.dark && !n.apart && !l.n.apart:
 			l.facts.Refused(n.name, sent)
-		case n.life != nil && !n.apart && w.leader.term == term:
-			w.send(l.n, n, func() {
-				w.send(n, l.n, func() {
-					if w.leader.term == term && w.leader.l == l {
-						l.facts.Connected(n.name)
-					}
-				}, nil)
-			}, nil)
-		}
-	}
-}
-
-// announced tells the nodes that have started who they are.
-func (w *world) announced(c *state.AnnounceAll, r state.Result, waiting []*starting) {
-	w.leader.starts = nil
-	for i := range c.Nodes {
-		for _, s := range waiting {
-			if i >= len(r.Nodes) || s.Name != c.Nodes[i].Name || s.l.over || s.l.known {
-				continue
-			}
-			life, l := r.Nodes[i], s.l
-			l.known = true
-			if life.Node != l.n.id {
-				w.fail("%s got number %d", l.n.name, life.Node)
-				return
-			}
-			w.after(w.between(ms, 5*ms), func() {
-				l.whenAwake(func() { l.enlist(life.Incarnation) })
+		case n.life != nil:
+			w.control(l.n, n, func() {
+				w.control(n, l.n, func() { l.facts.Connected(n.name) })
 			})
 		}
 	}
 }
 
-// tell brings something to the leader, if there is one and it can be reached.
-func (l *life) tell(fn func(lead *life)) {
-	w := l.n.w
-	if w.leader.l == nil || l.n.apart {
-		return
-	}
-	to, term := w.leader.l, w.leader.term
-	arrive := func() {
-		if w.leader.term == term && w.leader.l == to {
-			fn(to)
-		}
-	}
-	if to == l {
-		w.after(0, func() { l.whenAwake(arrive) })
-		return
-	}
-	w.send(l.n, to.n, arrive, nil)
+// cutBetween reports whether two nodes do not reach each other, or one the other.
+func (w *world) cutBetween(a, b *node) bool {
+	return w.isCut(a.id, b.id) || w.isCut(b.id, a.id)
 }
 
-// announce tells the leader that the process has started, until it has an incarnation.
+// announced tells the nodes that have started who they are.
+func (g *reign) announced(c *state.AnnounceAll, r state.Result, err error, waiting []*starting) {
+	w := g.l.n.w
+	g.starts = slices.DeleteFunc(g.starts, func(s *starting) bool { return slices.Contains(waiting, s) })
+	if err != nil {
+		return
+	}
+	for _, s := range waiting {
+		i := slices.IndexFunc(c.Nodes, func(a state.Announce) bool { return a.Name == s.Name })
+		if i < 0 || slices.ContainsFunc(waiting, func(o *starting) bool { return o.Name == s.Name && o.Came.After(s.Came) }) {
+			continue
+		}
+		life, l := r.Nodes[i], s.l
+		if life.Node != l.n.id {
+			w.fail("%s got number %d", l.n.name, life.Node)
+			return
+		}
+		tell := func() {
+			if !l.over && l.inc == 0 && s.attempt == l.attempts {
+				l.enlist(life.Incarnation)
+			}
+		}
+		if l == g.l {
+			tell()
+		} else {
+			w.control(g.l.n, l.n, tell)
+		}
+	}
+}
+
+// announce tells the leader that the process has started, until it has an incarnation. It
+// takes the one that answers its last attempt.
 func (l *life) announce() {
 	w := l.n.w
 	if l.over || l.inc != 0 {
 		return
 	}
-	w.after(w.between(80*ms, 120*ms), l.announce)
-	if l.n.hung {
+	if l.n.hung || l.leader == nil {
+		w.after(w.between(10*ms, 30*ms), l.announce)
 		return
 	}
+	w.after(w.between(second/2, second), l.announce)
 	a := state.Announce{Name: l.n.name, Address: l.n.name, Zone: l.n.name, At: time.Now()}
 	if !l.n.gateway {
 		a.Disks = []state.Disk{{ID: l.n.name, Weight: 1 << 20}}
 	}
-	l.tell(func(*life) {
-		s := &w.leader.starts
-		if !l.known && !l.over && !slices.ContainsFunc(*s, func(o *starting) bool { return o.l == l }) {
-			*s = slices.DeleteFunc(*s, func(o *starting) bool { return o.Name == a.Name })
-			*s = append(*s, &starting{steward.Announcement{Announce: a, Came: time.Now()}, l})
-		}
+	l.attempts++
+	s := &starting{steward.Announcement{Announce: a, Came: time.Now()}, l, l.attempts}
+	l.tell(func(g *reign) {
+		s.Came = time.Now()
+		g.starts = append(g.starts, s)
 	})
 }
 
@@ -240,34 +171,71 @@ func (l *life) renew() {
 	if l.over {
 		return
 	}
-	w.after(w.between(150*ms, 400*ms), l.renew)
+	w.after(w.between(w.lease/12, w.lease/5), l.renew)
 	if l.n.hung {
 		return
 	}
-	sent, followed := w.now(), l.reps.Followed()
 	if w.broken == ignoreLease {
-		l.hold(sent + 1000*second)
+		l.reps.SetLease(time.Now().Add(1000 * second))
+	}
+	if l.leader == nil {
 		return
 	}
-	l.tell(func(lead *life) {
-		if steward.InStep(w.oracle.View(), l.n.id, followed) {
-			lead.facts.Heard(l.n.name, l.inc, time.Now())
+	asked, followed, say := time.Now(), l.reps.Followed(), steward.Saying{}
+	if l.leader != l {
+		if say, _ = l.holder.Ask(asked, l.unreached(), false); say.Renounced && w.broken != ignoreLease {
+			l.reps.SetLease(w.begin)
 		}
-		if w.leader.steward.Grant(w.oracle.View(), state.Life{Node: l.n.id, Incarnation: l.inc}, followed) != steward.Granted {
+	}
+	l.tell(func(g *reign) {
+		verdict, from := g.grant(l, asked, followed, say)
+		answer := func() {
+			if from, _, better := l.holder.Answered(verdict, from); better {
+				l.reps.SetLease(from.Add(w.lease))
+			}
+		}
+		if g.l == l {
+			answer()
 			return
 		}
-		if lead == l {
-			l.hold(sent + leaseTime)
-			return
-		}
-		w.send(lead.n, l.n, func() { l.hold(sent + leaseTime) }, nil)
+		w.control(g.l.n, l.n, answer)
 	})
 }
 
-func (l *life) hold(until time.Duration) {
-	if l.lease = max(l.lease, until); !l.over {
-		l.reps.SetLease(l.n.w.begin.Add(l.lease))
+// grant is what the leader does about a question for a lease, as cluster's leader does.
+func (g *reign) grant(l *life, asked time.Time, followed state.Epoch, say steward.Saying) (steward.Verdict, time.Time) {
+	w := l.n.w
+	contact, self := g.contact(), g.l == l
+	if w.now()-contact > leaderLease && !self {
+		return steward.NotLeading, asked
 	}
+	if !self && w.cutBetween(g.l.n, l.n) {
+		return steward.Deaf, asked
+	}
+	if steward.InStep(g.l.known(), l.n.id, followed) {
+		g.l.facts.Heard(l.n.name, l.inc, time.Now(), say)
+	}
+	if self {
+		asked = w.begin.Add(contact)
+	}
+	return g.l.steward.Grant(g.l.known(), state.Life{Node: l.n.id, Incarnation: l.inc}, followed), asked
+}
+
+// unreached are the nodes that are up and to which the connections are cut for a while.
+func (l *life) unreached() (list []state.NodeID) {
+	w := l.n.w
+	for _, n := range w.nodes {
+		if m := l.known().Node(n.id); n == l.n || m == nil || m.State != up {
+			continue
+		}
+		for _, c := range [][2]nodeID{{l.n.id, n.id}, {n.id, l.n.id}} {
+			if at, ok := w.cut[c]; ok && w.now()-at > w.lease/4 {
+				list = append(list, n.id)
+				break
+			}
+		}
+	}
+	return list
 }
 
 // propose brings changes of in-sync sets to the leader, those that come within some
@@ -275,7 +243,7 @@ func (l *life) hold(until time.Duration) {
 func (l *life) propose(c state.ChangeISR) {
 	w := l.n.w
 	w.note(func() {
-		if l.over || w.trouble && w.chance(0.1) {
+		if l.over || w.trouble && w.chance(w.lost) {
 			return
 		}
 		if l.proposals = append(l.proposals, c); len(l.proposals) > 1 {
@@ -287,10 +255,13 @@ func (l *life) propose(c state.ChangeISR) {
 			if l.n.hung {
 				return
 			}
-			l.tell(func(*life) {
-				w.happened(fmt.Sprintf("changes of in-sync sets together: %d", len(list)))
+			l.tell(func(g *reign) {
 				w.logf("%s: %+v", l.n.name, list)
-				w.decide(state.Command{ChangeISRs: &state.ChangeISRs{Changes: list}})
+				g.command(state.Command{ChangeISRs: &state.ChangeISRs{Changes: list}}, func(_ state.Result, err error) {
+					if err == nil {
+						w.happened(fmt.Sprintf("changes of in-sync sets together: %d", len(list)))
+					}
+				})
 			})
 		})
 	})
@@ -315,9 +286,17 @@ func (w *world) place() {
 			c.Targets[i] = append(c.Targets[i], able[k])
 		}
 	}
-	w.logf("targets %v", c.Targets)
 	w.happened("other targets")
-	w.decide(state.Command{SetTargets: &c})
+	w.order(state.Command{SetTargets: &c})
+}
+
+// renewOne begins a new epoch of a partition in which nothing else changes.
+func (w *world) renewOne() {
+	v := w.oracle.View()
+	parts := v.Policies[0].Partitions
+	i := w.rng.IntN(len(parts))
+	w.happened("new epoch for no reason")
+	w.order(state.Command{ChangeISR: &state.ChangeISR{Policy: policy, Partition: object.Partition(i), Epoch: parts[i].Epoch, Renew: true}})
 }
 
 // compareEras finds partitions that are begun again.

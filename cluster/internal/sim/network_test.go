@@ -86,9 +86,9 @@ func (w *world) call(from *life, to *node, c *peer.Call) {
 	}
 	f.process = to.life
 	w.send(from.n, to, f.arrive, f.lose)
-	if c.Class != peer.Data && w.trouble && w.chance(0.02) {
+	if c.Class != peer.Data && w.trouble && w.chance(w.doubled) {
 		w.happened("message that came twice")
-		w.after(w.between(0, 500*ms), func() { w.send(from.n, to, f.arrive, nil) })
+		w.after(w.between(0, w.delay), func() { w.send(from.n, to, f.arrive, nil) })
 	}
 	w.after(w.between(300*ms, 800*ms), f.watch)
 }
@@ -101,7 +101,7 @@ func (f *flight) watch() {
 		return
 	}
 	w := f.w
-	dead := f.lost || f.to.life == nil || f.to.life != f.process || f.to.hung || w.cut[[2]state.NodeID{f.from.n.id, f.to.id}] || w.cut[[2]state.NodeID{f.to.id, f.from.n.id}]
+	dead := f.lost || f.to.life == nil || f.to.life != f.process || f.to.hung || w.isCut(f.from.n.id, f.to.id) || w.isCut(f.to.id, f.from.n.id)
 	late := !f.c.Deadline.IsZero() && time.Now().After(f.c.Deadline)
 	if !dead && !late {
 		w.after(w.between(100*ms, 300*ms), f.watch)
@@ -119,14 +119,19 @@ func (f *flight) watch() {
 
 // arrive is at the other node.
 func (f *flight) arrive() {
+	if w := f.w; w.called != nil {
+		if w.called(f) {
+			return
+		}
+	}
 	l := f.to.life
 	from := connection{replica.Peer{Node: f.from.n.id, Incarnation: f.from.inc}, f.c.Class}
 	if f.c.Class == peer.Data {
-		if f.count < l.heard[from] {
+		if f.count < l.newest[from] {
 			f.lost = true
 			return
 		}
-		l.heard[from] = f.count
+		l.newest[from] = f.count
 	}
 	if l.reps == nil {
 		f.reply(nil, nil, replica.ErrRetry)
@@ -190,22 +195,27 @@ func (f *flight) finish(head, data []byte, err error) {
 	c.Done(c)
 }
 
+func (w *world) isCut(from, to state.NodeID) bool {
+	_, ok := w.cut[[2]state.NodeID{from, to}]
+	return ok
+}
+
 // send brings a message to a node's present process, or calls lost, if that is not nil,
 // which stands for what tells the sender in the end.
 func (w *world) send(from, to *node, fn, lost func()) {
 	l := to.life
-	if l == nil || w.cut[[2]state.NodeID{from.id, to.id}] || w.trouble && w.chance(0.01) {
+	if l == nil || w.isCut(from.id, to.id) || w.trouble && w.chance(w.lost) {
 		if lost != nil {
 			lost()
 		}
 		return
 	}
 	d := w.between(ms/20, 2*ms)
-	if w.trouble && w.chance(0.02) {
-		d = w.between(10*ms, 300*ms)
+	if w.trouble && w.chance(w.late) {
+		d = w.between(2*ms, w.delay)
 	}
 	w.after(d, func() {
-		if !l.over && !w.cut[[2]state.NodeID{from.id, to.id}] {
+		if !l.over && !w.isCut(from.id, to.id) {
 			l.whenAwake(fn)
 		} else if lost != nil {
 			lost()
@@ -229,14 +239,15 @@ const (
 	takeUndecided  mutation = "serve while it is not decided who holds the partition"
 )
 
-// mutations is all of them, and within how many seeds they must be found.
+// mutations is all of them, and within how many stories about what they must be found.
 var mutations = []struct {
 	mutation mutation
+	about    string
 	within   int
 }{
-	{ackEarly, 10}, {wrongSource, 10}, {skipGeneration, 10},
-	{skipSettle, 1000}, {ignoreLease, 100}, {trustFlushes, 100},
-	{skipEpoch, 4000}, {forgetDrain, 4000}, {trustMarks, 4000}, {takeUndecided, 4000},
+	{ackEarly, "epochs", 10}, {wrongSource, "epochs", 10}, {skipGeneration, "anything", 10}, {skipSettle, "epochs", 40},
+	{ignoreLease, "leases", 200}, {trustFlushes, "blackouts", 100}, {trustMarks, "blackouts", 200},
+	{skipEpoch, "epochs", 100}, {forgetDrain, "anything", 60}, {takeUndecided, "doubts", 200},
 }
 
 // mutate makes the mistakes that are made on the way; true: the call is dealt with.

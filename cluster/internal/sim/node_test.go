@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	leaseTime  = 2 * second
 	retryPause = 20 * ms
+	smallWrite = 4096 // bytes; more go into the object's file
 	ackTimeout = second
 )
 
@@ -33,8 +33,9 @@ type node struct {
 	life     *life
 	hung     bool
 	apart    bool          // from the leader
-	slow     bool          // its disk
+	mute     bool          // it hears the leader and is not heard
 	deaf     time.Duration // until when it hears of no commands
+	slow     bool          // its disk
 	dark     bool          // it has no power
 	disk     *disktest.Disk
 	crashing bool          // the disk's power is to fail
@@ -42,6 +43,9 @@ type node struct {
 	serial   int           // of lives
 	died     time.Duration // when
 	asleep   []func()      // what came while hung
+	marks    time.Duration // between keeping them, about
+	promised int           // the newest term that it has heard of
+	stored   int           // how much of the log it has
 }
 
 // life is one process of a node.
@@ -50,24 +54,30 @@ type life struct {
 	serial    int
 	over      bool
 	ended     chan struct{} // closed when over
-	known     bool          // the leader has taken note of its announcement
-	inc       uint64        // 0: it has not got its incarnation yet
+	attempts  int           // to announce itself
+	leader    *life         // whom it takes for the leader; nil: nobody
+	heard     time.Duration // when that was heard
+	reign     *reign        // it takes itself for the leader
+	steward   *steward.Steward
+	inc       uint64 // 0: it has not got its incarnation yet
 	machine   *state.Machine
 	catalog   *catalog.Machine
 	applied   int
+	following bool        // it is about to apply more
 	view      *state.View // that the replicas know
 	seen      *state.View // that the gates do
 	reps      *replicas.Replicas
 	gates     *gates.Gates
 	store     *storage.Store
 	kept      map[object.Group]object.Version // marks
-	lease     time.Duration                   // until when
+	holder    steward.Holder                  // of its lease
 	fence     map[object.VID]uint64           // newest generations seen
 	facts     steward.Facts
+	rots      []*logRot
 	proposals []state.ChangeISR // on their way to the leader
 	links     map[state.NodeID]*link
 	conns     map[connection]uint64 // numbers of connections to others
-	heard     map[connection]uint64 // newest connections of others
+	newest    map[connection]uint64 // newest connections of others
 	pending   map[int]func()        // ends of what is under way, for the process dies
 	acked     map[*volume][]*access // and not flushed
 	underway  int                   // requests of all its sessions
@@ -108,12 +118,12 @@ func (n *node) start() {
 	n.serial++
 	l := &life{
 		n: n, serial: n.serial, ended: make(chan struct{}), machine: state.New(), catalog: catalog.New(), view: &state.View{}, seen: &state.View{},
-		fence: map[object.VID]uint64{}, links: map[state.NodeID]*link{}, conns: map[connection]uint64{}, heard: map[connection]uint64{}, pending: map[int]func(){}, acked: map[*volume][]*access{},
+		steward: steward.New(steward.Options{}), heard: w.now(), fence: map[object.VID]uint64{}, links: map[state.NodeID]*link{}, conns: map[connection]uint64{}, newest: map[connection]uint64{}, pending: map[int]func(){}, acked: map[*volume][]*access{},
 	}
 	n.life, n.hung, n.dark, n.asleep = l, false, false, nil
 	if !n.gateway {
 		s, err := storage.Open(storage.Config{
-			Disks: []disk.FS{n.disk}, Node: n.name, Cluster: "sim", LogLimit: 2 << 20, Reserve: -1, SmallWrite: 4096, Checkpoint: 2 * second, ScrubRate: -1,
+			Disks: []disk.FS{n.disk}, Node: n.name, Cluster: "sim", LogLimit: 2 << 20, Reserve: -1, SmallWrite: smallWrite, OpenObjects: 16, Checkpoint: w.checkpoint, ScrubRate: -1,
 		})
 		if err != nil {
 			w.fail("%s: open store: %v", n.name, err)
@@ -123,7 +133,10 @@ func (n *node) start() {
 		l.kept = s.Marks()
 	}
 	w.logf("%s starts", n.name)
+	l.follow()
+	l.elect()
 	l.announce()
+	l.scrub()
 }
 
 // enlist is the beginning of a process that has got its incarnation.
@@ -145,11 +158,12 @@ func (l *life) enlist(inc uint64) {
 		Retry: retryPause, Timeout: time.Hour,
 	})
 	w.logf("%s is incarnation %d", n.name, inc)
+	l.reps.SetState(l.view)
 	l.follow()
 	w.after(w.between(0, 50*ms), l.tick)
 	w.after(0, l.renew)
 	if l.store != nil {
-		w.after(w.between(0, second), l.keepMarks)
+		w.after(w.between(0, l.n.marks), l.keepMarks)
 	}
 }
 
@@ -186,7 +200,7 @@ func (l *life) keepMarks() {
 		return
 	}
 	w := l.n.w
-	again := func() { w.after(w.between(200*ms, 2*second), l.keepMarks) }
+	again := func() { w.after(w.between(l.n.marks/2, l.n.marks), l.keepMarks) }
 	if l.n.hung {
 		again()
 		return
@@ -206,6 +220,9 @@ func (l *life) keepMarks() {
 func (n *node) end() {
 	l, w := n.life, n.w
 	n.life, n.hung, n.asleep, n.died = nil, false, nil, w.now()
+	if l.reign != nil {
+		l.stepDown("its process ends")
+	}
 	l.over = true
 	close(l.ended)
 	for len(l.pending) > 0 {
@@ -299,32 +316,42 @@ func (n *node) revive() {
 	}
 }
 
-// follow applies what has been decided, some time later and in order.
+// follow applies what has come of the log, some time later and in order.
 func (l *life) follow() {
 	w := l.n.w
-	d := w.between(ms, 5*ms)
-	if w.trouble && w.chance(0.1) {
-		d = w.between(5*ms, 800*ms)
+	if l.over || l.following || l.applied >= l.n.stored {
+		return
 	}
-	w.after(d, l.catchUp)
+
+	l.following = true
+	d := w.between(ms, 5*ms)
+	if w.trouble && w.chance(w.behind) {
+		d = w.between(5*ms, w.lag)
+	}
+	w.after(max(d, l.n.deaf-w.now()), func() {
+		l.following = false
+		if l.over {
+			return
+		}
+		if l.n.hung {
+			w.after(10*ms, l.follow)
+			return
+		}
+		// One command at a time, so that views are skipped only now and then.
+		upTo := l.n.stored
+		if l.applied < upTo && w.chance(0.5) {
+			upTo = l.applied + 1
+		}
+		l.apply(upTo)
+		l.follow()
+	})
 }
 
-func (l *life) catchUp() {
+// apply applies the log up to an entry.
+func (l *life) apply(upTo int) {
 	w := l.n.w
-	if l.over || l.applied == len(w.log) && (l.reps == nil || l.reps.Followed() == l.view.Epoch) {
+	if l.applied >= upTo {
 		return
-	}
-	if l.n.apart || l.n.hung || w.now() < l.n.deaf {
-		w.after(50*ms, l.catchUp)
-		return
-	}
-	// One command at a time, so that views are skipped only now and then.
-	upTo := len(w.log)
-	if w.chance(0.5) {
-		upTo = min(upTo, l.applied+1)
-	}
-	if upTo < len(w.log) {
-		w.after(w.between(0, 5*ms), l.catchUp)
 	}
 	for ; l.applied < upTo; l.applied++ {
 		if c := w.log[l.applied]; c[0] == machineCatalog {
@@ -333,10 +360,7 @@ func (l *life) catchUp() {
 			l.machine.Apply([]byte(c[1]))
 		}
 	}
-	l.view = l.machine.View()
-	if w.shared {
-		l.view = w.views[l.applied-1]
-	}
+	l.view = l.known()
 	l.seen = l.view
 	if w.broken != trustFlushes {
 		l.view = w.distort(l.view)
@@ -350,4 +374,12 @@ func (l *life) catchUp() {
 	l.reps.SetState(l.view)
 	l.gates.Moved()
 	l.reps.Kick()
+}
+
+// known is the state that this node knows.
+func (l *life) known() *state.View {
+	if l.n.w.shared && l.applied > 0 {
+		return l.n.w.views[l.applied-1]
+	}
+	return l.machine.View()
 }

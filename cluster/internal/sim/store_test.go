@@ -44,6 +44,13 @@ func (s *slowStore) carryOut(r *object.Request, paid func()) {
 	o := *r
 	o.Next, o.Owner = nil, nil
 	o.Done = func(o *object.Request) {
+		if o.Err == nil {
+			w.note(func() {
+				if !l.over {
+					l.stored(o.Op, o.Len)
+				}
+			})
+		}
 		w.note(func() {
 			w.after(l.n.duration()/4, func() {
 				l.whenAwake(func() {
@@ -148,6 +155,14 @@ func (s *slowStore) Rotten() map[object.Key][]uint32 {
 		return nil
 	}
 	return s.l.store.Rotten()
+}
+
+// RottenBlocks implements what replicas ask of a store that knows.
+func (s *slowStore) RottenBlocks(k object.Key) []uint32 {
+	if s.l.over || s.l.store == nil {
+		return nil
+	}
+	return s.l.store.RottenBlocks(k)
 }
 
 // Heal implements replicas.Store.

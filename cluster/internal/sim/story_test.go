@@ -17,14 +17,6 @@ import (
 	"sheepdog/storage/object"
 )
 
-// setupOf is what the simulation of a seed is like.
-func setupOf(seed uint64) setup {
-	return setup{
-		seed: seed, nodes: 3 + int(seed%3), gateways: int(seed / 2 % 2), copies: 1 + int(seed/3%3), partitions: 2, volumes: 3, objects: 3, depth: 3,
-		trouble: 6 * second, harsh: seed%2 == 0, behind: seed%8 == 5,
-	}
-}
-
 // story is one simulation: faults for some seconds, then peace, in which everything
 // must come together again.
 func story(t *testing.T, s setup, m mutation, tracing bool) (w *world) {
@@ -48,14 +40,12 @@ func (w *world) tell() {
 	w.logf("the cluster works")
 	w.populate()
 	w.trouble = true
-	if w.behind {
-		w.after(w.between(300*ms, second), w.leaveBehind)
-	} else {
-		w.after(w.between(0, second), w.fault)
-	}
+	w.after(w.between(0, w.pause), w.fault)
 	w.run(nil, w.setup.trouble)
 	w.peace()
-	w.run(nil, second)
+	if w.chance(0.3) {
+		w.run(nil, second) // clients go on
+	}
 	for _, v := range w.volumes {
 		v.stop = true
 	}
@@ -77,7 +67,10 @@ func (w *world) bring() {
 	w.decide(state.Command{Format: &state.Format{ID: "sim", Created: at, Partitions: w.partitions, ObjectSizeShift: sizeShift, Copies: w.copies}})
 	c := &state.AnnounceAll{} // for their numbers
 	for i := range w.setup.nodes {
-		n := &node{w: w, id: state.NodeID(i + 1), name: fmt.Sprint("n", i+1), gateway: i >= w.setup.nodes-w.gateways, died: -time.Hour}
+		n := &node{w: w, id: state.NodeID(i + 1), name: fmt.Sprint("n", i+1), gateway: i >= w.setup.nodes-w.gateways, died: -time.Hour, marks: w.marks}
+		if w.chance(0.5) {
+			n.marks = 50 * ms
+		}
 		if !n.gateway {
 			n.disk = disktest.New(n.name)
 		}
@@ -88,7 +81,6 @@ func (w *world) bring() {
 	for _, n := range w.nodes {
 		n.start()
 	}
-	w.elect()
 }
 
 // finish ends all processes, so that the bubble can end.
@@ -107,149 +99,12 @@ func (w *world) finish() {
 	w.settle()
 }
 
-// fault does something bad, now and again.
-func (w *world) fault() {
-	if !w.trouble {
-		return
-	}
-	w.after(w.between(0, 1500*ms), w.fault)
-	if !w.harsh && w.recovering() {
-		return
-	}
-	n := w.nodes[w.rng.IntN(len(w.nodes))]
-	kinds := 9
-	if w.harsh {
-		kinds = 11
-	}
-	switch w.rng.IntN(kinds) {
-	case 9, 10:
-		w.blackout()
-	case 0, 1:
-		power := w.chance(0.5) && (w.harsh || w.spare(n))
-		if w.chance(0.5) && n.disk != nil {
-			n.doom(power)
-		} else {
-			n.kill(power)
-		}
-		w.after(w.between(100*ms, 4*second), n.revive)
-	case 2, 3:
-		n.hang()
-		w.after(w.between(100*ms, 4*second), n.wake)
-	case 4:
-		other := w.nodes[w.rng.IntN(len(w.nodes))]
-		w.logf("cut %s -> %s", n.name, other.name)
-		w.happened("cut")
-		w.cut[[2]state.NodeID{n.id, other.id}] = true
-		if w.chance(0.5) {
-			w.cut[[2]state.NodeID{other.id, n.id}] = true
-		}
-	case 5:
-		w.logf("links are mended")
-		clear(w.cut)
-	case 6:
-		w.separate(n)
-	case 7:
-		n.slow = !n.slow
-		w.logf("%s has a slow disk: %v", n.name, n.slow)
-	case 8:
-		w.place()
-	}
-}
-
-// separate cuts a node off from the leader, or ends that. Who leads sends commands again after longer
-// and longer pauses; that a node is there again is known sooner.
-func (w *world) separate(n *node) {
-	if n.apart {
-		n.deaf = w.now() + w.between(0, 4*second)
-	} else if w.chance(0.5) {
-		w.after(w.between(second, 5*second), func() {
-			if n.apart {
-				w.separate(n)
-			}
-		})
-	}
-	n.apart = !n.apart
-	w.logf("%s apart from the leader: %v", n.name, n.apart)
-}
-
-// leaveBehind cuts a node with clients off from the leader until it is down, and lets it come back long
-// before it hears what has been decided meanwhile.
-func (w *world) leaveBehind() {
-	n := w.volumes[w.rng.IntN(len(w.volumes))].current.l.n
-	n.apart = false
-	w.separate(n)
-	w.after(w.between(3*second, 4*second), func() {
-		if n.apart {
-			w.separate(n)
-		}
-		n.deaf = w.now() + w.between(second, 3*second)
-		w.happened("left behind")
-	})
-}
-
-// recovering reports whether a node without power has not been taken out of the in-sync
-// sets yet. What was not made durable is then on the others alone.
-func (w *world) recovering() bool {
-	if slices.ContainsFunc(w.nodes, func(n *node) bool { return n.crashing && n.power }) {
-		return true
-	}
-	if w.weak == nil {
-		return false
-	}
-	v := w.oracle.View()
-	if m := v.Node(w.weak.id); m.Incarnation == w.weakInc && m.State == state.NodeUp {
-		return true
-	}
-	w.weak = nil
-	return false
-}
-
-// spare reports whether a node's power may be cut without loss: wherever it is in sync,
-// so is a living one whose memory nobody has taken.
-func (w *world) spare(n *node) bool {
-	v := w.oracle.View()
-	for _, p := range v.Policies[0].Partitions {
-		if slices.Contains(p.ISR, n.id) && !slices.ContainsFunc(p.ISR, func(id state.NodeID) bool {
-			o := w.nodes[id-1]
-			return id != n.id && o.running() && !o.crashing && !o.apart && v.Node(id).Incarnation == o.life.inc && v.Node(id).State == state.NodeUp
-		}) {
-			return false
-		}
-	}
-	return true
-}
-
-// blackout cuts the power of most nodes, or of those that hold a partition, at about the
-// same time. Some come back together, some alone, and some late.
-func (w *world) blackout() {
-	power := w.chance(0.8)
-	hit := func(*node) bool { return w.chance(0.9) }
-	if w.chance(0.5) {
-		p := w.oracle.View().Policies[0].Partitions[w.rng.IntN(w.partitions)]
-		hit = func(n *node) bool { return slices.Contains(p.ISR, n.id) || slices.Contains(p.Waiting, n.id) }
-	}
-	w.logf("blackout, power cut: %v", power)
-	w.happened("blackout")
-	together := w.between(100*ms, second)
-	for _, n := range w.nodes {
-		if !hit(n) {
-			continue
-		}
-		w.after(w.between(0, 20*ms), func() { n.kill(power) })
-		back := together
-		if w.chance(0.4) {
-			back = w.between(100*ms, 4*second)
-		}
-		w.after(back, n.revive)
-	}
-}
-
 func (w *world) peace() {
 	w.logf("peace")
 	w.trouble = false
-	clear(w.cut)
+	w.mend()
 	for _, n := range w.nodes {
-		n.apart, n.slow, n.deaf = false, false, 0
+		n.apart, n.mute, n.slow, n.deaf = false, false, false, 0
 		if n.crashing && n.life != nil {
 			n.kill(n.power)
 		}
@@ -266,7 +121,7 @@ func (w *world) idle() bool {
 // converged reports whether every partition is held by its targets, and served.
 func (w *world) converged() bool {
 	v := w.oracle.View()
-	if len(v.Policies[0].Partitions) == 0 {
+	if len(v.Policies[0].Partitions) == 0 || w.rotting() {
 		return false
 	}
 	for _, n := range w.nodes {
@@ -300,7 +155,10 @@ func (w *world) situation() string {
 		}
 		b.WriteString("; ")
 	}
-	fmt.Fprintf(&b, "log %d, leader %v", len(w.log), w.leader.l != nil)
+	for _, t := range w.taints {
+		fmt.Fprintf(&b, "%s: object %s is rotten since %v: %v; ", t.n.name, t.key, t.since, t.n.life.store.Rotten())
+	}
+	fmt.Fprintf(&b, "log %d, leader %v", len(w.log), w.reign())
 	return b.String()
 }
 
@@ -312,7 +170,7 @@ func (w *world) readBack() {
 			id := object.DataID(vol.ref.VID, i)
 			p := w.partitionOf(id)
 			n := w.nodes[v.Policies[0].Partitions[p].Primary()-1]
-			a := &access{s: &session{v: vol}, n: simSectors, at: w.now()}
+			a := &access{s: &session{v: vol}, n: w.sectors, at: w.now()}
 			a.ID, a.Partition = id, object.Partition(p)
 			data, err := n.content(object.Key{Group: object.Group{Policy: policy, Partition: a.Partition}, ID: id})
 			if err != nil {
@@ -328,7 +186,7 @@ func (w *world) readBack() {
 
 // content reads what clients use of an object, from the disk itself.
 func (n *node) content(k object.Key) ([]byte, error) {
-	data := make([]byte, simSectors*sector)
+	data := make([]byte, n.w.sectors*sector)
 	r := &object.Request{
 		Op: object.OpRead, SizeShift: sizeShift, ID: k.ID, Policy: k.Group.Policy, Partition: k.Group.Partition, Len: uint32(len(data)), Data: data,
 	}

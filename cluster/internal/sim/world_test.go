@@ -20,7 +20,8 @@
 //
 // # What is not real
 //
-// The order of commands is assumed: package consensus and raft are tested by themselves.
+// The order of commands is a small model of raft's, with terms, votes and quorums: package
+// consensus and raft are tested by themselves.
 // Connections are simulated by what package peer promises, and worse: messages of members
 // to each other also come twice and in any order.
 package sim
@@ -36,13 +37,17 @@ import (
 	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/internal/replicas"
 	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
 	"sheepdog/vdi/catalog"
 )
 
 const (
 	ms     = time.Millisecond
 	second = time.Second
+	up     = state.NodeUp
 )
+
+type nodeID = state.NodeID
 
 // world is one simulation.
 type world struct {
@@ -62,11 +67,15 @@ type world struct {
 	views   []*state.View // after each of them
 	oracle  *state.Machine
 	catalog *catalog.Machine
-	leader  leader
-	cut     map[[2]state.NodeID]bool
-	weak    *node // the last one that lost its power
+	term    int                               // of the newest leader
+	cut     map[[2]state.NodeID]time.Duration // since when
+	weak    *node                             // the last one that lost its power
 	weakInc uint64
-	trouble bool // faults are injected
+	taints  []*taint
+	tainted []time.Duration      // until when, by partitions
+	where   map[uint64]object.ID // of values, in stories about rot
+	called  func(*flight) bool   // if not nil: deals with a call that is about to arrive
+	trouble bool                 // faults are injected
 	eras    []time.Duration
 	ended   bool
 	took    time.Duration
@@ -84,22 +93,6 @@ type world struct {
 	tracing bool
 	trace   []string
 	failure error
-}
-
-// setup is what a simulation is like.
-type setup struct {
-	seed       uint64
-	nodes      int
-	gateways   int // of these have no disks
-	copies     int
-	partitions int
-	volumes    int
-	objects    uint32 // of each volume
-	depth      int    // requests of a client at a time
-	trouble    time.Duration
-	harsh      bool // power may fail everywhere
-	behind     bool // a node comes back that has not heard what was decided
-	shared     bool // the nodes do not compute the same state once more each
 }
 
 type event struct {
@@ -127,7 +120,7 @@ func (h *eventHeap) Pop() any {
 func newWorld(s setup, m mutation) *world {
 	w := &world{
 		setup: s, rng: rand.New(rand.NewPCG(s.seed, 1)), begin: time.Now(), broken: m, oracle: state.New(), catalog: catalog.New(),
-		cut: map[[2]state.NodeID]bool{}, eras: make([]time.Duration, s.partitions), history: history{}, previous: history{}, seen: map[string]int{},
+		cut: map[[2]state.NodeID]time.Duration{}, eras: make([]time.Duration, s.partitions), tainted: make([]time.Duration, s.partitions), where: map[uint64]object.ID{}, history: history{}, previous: history{}, seen: map[string]int{},
 	}
 	var err error
 	if w.local, err = peer.NewLocal(replicas.Errors); err != nil {

@@ -17,6 +17,9 @@
 // up, for a while: then the whole cluster may be starting, and the more members of a
 // partition are there to take it the better.
 //
+// Where two nodes do not reach each other one of them is declared down, once it has given up
+// its lease: see links.go.
+//
 // # Starting
 //
 // Nodes that start are announced together if several do so at about the same time, or if

@@ -13,6 +13,9 @@ type Fact struct {
 	Heard time.Time
 	Known time.Time // since when its incarnation is known
 	Gone  bool      // its machine is there and its process is not
+	// Saying is what it said last, and Said when.
+	Saying
+	Said time.Time
 }
 
 // Facts collects what is heard of nodes, by their names. The zero value knows nothing.
@@ -24,6 +27,8 @@ type evidence struct {
 	spoke   time.Time // in whatever state it is
 	heard   time.Time
 	life    uint64 // incarnation that was heard
+	saying  Saying
+	said    time.Time
 	refused time.Time
 	linked  bool
 	known   uint64    // the present one
@@ -42,14 +47,18 @@ func (f *Facts) of(node string) *evidence {
 	return e
 }
 
-// Heard says that an incarnation of the node asked for a lease, at a time or before, and is in step.
-func (f *Facts) Heard(node string, incarnation uint64, at time.Time) {
+// Heard says that an incarnation of the node asked for a lease, at a time or before, what it
+// said, and that it is in step.
+func (f *Facts) Heard(node string, incarnation uint64, at time.Time, what Saying) {
 	e := f.of(node)
 	if incarnation > e.life {
-		e.life, e.heard = incarnation, at
+		e.life, e.heard, e.saying, e.said = incarnation, at, what, at
 	}
 	if incarnation == e.life && at.After(e.heard) {
 		e.heard = at
+	}
+	if incarnation == e.life && what.Number > e.saying.Number {
+		e.saying, e.said = what, at
 	}
 }
 
@@ -72,7 +81,7 @@ func (f *Facts) Linked(node string, linked bool) { f.of(node).linked = linked }
 // Forget drops what is known only in the present term: who leads again begins anew.
 func (f *Facts) Forget() {
 	for _, e := range f.nodes {
-		e.heard, e.spoke = time.Time{}, time.Time{}
+		e.heard, e.spoke, e.saying, e.said = time.Time{}, time.Time{}, Saying{}, time.Time{}
 	}
 }
 
@@ -95,7 +104,7 @@ func (f *Facts) Of(now time.Time, v *state.View) map[state.NodeID]Fact {
 			Gone:  !e.linked && e.refused.After(e.heard) && e.refused.After(e.knownAt.Add(refusalGuard)),
 		}
 		if e.life == n.Incarnation {
-			fact.Heard = e.heard
+			fact.Heard, fact.Saying, fact.Said = e.heard, e.saying, e.said
 		}
 		facts[n.ID] = fact
 	}

@@ -32,11 +32,11 @@ func TestEarlierIncarnation(t *testing.T) {
 	w.start("n2")
 	w.pass(0)
 	w.expect("10000: announce n2 live 1")
-	w.facts.Heard("n2", 1, w.now)
+	w.facts.Heard("n2", 1, w.now, Saying{})
 	w.pass(time.Second)
 	w.expect()
-	w.facts.Heard("n2", 2, w.now)
-	w.facts.Heard("n2", 1, w.now.Add(time.Hour)) // not of this life
+	w.facts.Heard("n2", 2, w.now, Saying{})
+	w.facts.Heard("n2", 1, w.now.Add(time.Hour), Saying{}) // not of this life
 	w.pass(0)
 	w.expect("11000: 2 up")
 	if f := w.facts.Of(w.now, w.view())[2]; !f.Heard.Equal(w.now) {
@@ -167,7 +167,7 @@ func leases(t *testing.T, seed uint64) (granted, downs int) {
 			if !r.leading || w.now.Sub(r.contact) > options.LeaderLease {
 				continue
 			}
-			r.facts.Heard(q.name, q.life.Incarnation, w.now)
+			r.facts.Heard(q.name, q.life.Incarnation, w.now, Saying{})
 			if r.s.Grant(r.view, q.life, r.view.Epoch) == Granted {
 				granted++
 				if u := q.asked.Add(options.Lease); u.After(until[q.life]) {

@@ -57,6 +57,7 @@ type Steward struct {
 	woke    time.Time                // see Woke
 	ready   map[state.Life]time.Time // nodes that may be up, since when
 	given   map[state.Life]bool      // were declared down, which may not have been carried out yet
+	links   links
 
 	shape   state.Epoch // of holders
 	holders map[state.NodeID]bool
@@ -79,7 +80,7 @@ func (s *Steward) Lead(since time.Time) {
 	if s.leading && s.since.Equal(since) {
 		return
 	}
-	*s = Steward{opt: s.opt, leading: true, since: since, ready: map[state.Life]time.Time{}, given: map[state.Life]bool{}}
+	*s = Steward{opt: s.opt, leading: true, since: since, ready: map[state.Life]time.Time{}, given: map[state.Life]bool{}, links: newLinks()}
 }
 
 // Follow says that this node does not lead.
@@ -101,6 +102,7 @@ const (
 	Other   // the node's name belongs to a process that has started later
 	Deaf    // the leader cannot connect to the node
 	Behind  // the node has not followed yet what made it up or down
+	Cut     // it does not reach others, or they do not reach it: it shall give up its lease
 )
 
 // Grant decides whether a node that has asked may go on serving for a lease, counted from
@@ -127,6 +129,9 @@ func (s *Steward) Grant(v *state.View, l state.Life, followed state.Epoch) Verdi
 	case followed < n.Turned:
 		return Behind
 	}
+	if _, goes := s.links.going[l]; goes {
+		return Cut
+	}
 	return Granted
 }
 
@@ -148,6 +153,7 @@ func (s *Steward) Step(now time.Time, v *state.View, facts map[state.NodeID]Fact
 		r.started[announcements[i].Name] = true
 	}
 	r.declareDown()
+	r.cutLinks()
 	r.announce(announcements)
 	r.confirm()
 	r.declareUp()
@@ -347,6 +353,8 @@ func (r *round) declareUp() {
 		case f.Heard.Before(r.s.since) || !r.alive(n):
 			delete(r.s.ready, life)
 			others = others || !f.Gone && r.now.Sub(f.Known) < r.s.opt.Gather // it may have begun this moment
+		case r.rests(n):
+			delete(r.s.ready, life)
 		default:
 			at, ok := r.s.ready[life]
 			if !ok {

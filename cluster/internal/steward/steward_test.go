@@ -64,7 +64,7 @@ func (w *world) pass(d time.Duration) {
 	for end := w.now.Add(d); ; w.now = w.now.Add(100 * time.Millisecond) {
 		for _, n := range w.view().Nodes {
 			if !w.quiet[n.Name] {
-				w.facts.Heard(n.Name, n.Incarnation, w.now.Add(-10*time.Millisecond))
+				w.facts.Heard(n.Name, n.Incarnation, w.now.Add(-10*time.Millisecond), Saying{})
 			}
 		}
 		w.step()
@@ -87,7 +87,7 @@ func (w *world) step() {
 				w.pending = nil
 				for _, l := range res.Nodes { // it asks at once
 					if name := w.view().Node(l.Node).Name; !w.quiet[name] {
-						w.facts.Heard(name, l.Incarnation, w.now)
+						w.facts.Heard(name, l.Incarnation, w.now, Saying{})
 					}
 				}
 			}
@@ -221,7 +221,7 @@ func TestGrant(t *testing.T) {
 		t.Fatalf("said %v", c)
 	}
 	grant(two, Down) // although the command was lost
-	w.facts.Heard("n2", 1, w.now)
+	w.facts.Heard("n2", 1, w.now, Saying{})
 	c := step()
 	if len(c) != 1 || c[0].SetNodes == nil || c[0].SetNodes.Nodes[0].State != state.NodeDown {
 		t.Fatalf("said %v", c)
@@ -264,7 +264,7 @@ func TestNewLeaderWaits(t *testing.T) {
 	w.facts.Refused("n3", w.now)
 	w.pass(limit)
 	w.expect("70000: 3 down")
-	w.facts.Heard("n4", 1, w.now.Add(-time.Second))
+	w.facts.Heard("n4", 1, w.now.Add(-time.Second), Saying{})
 	w.pass(100 * time.Millisecond)
 	w.expect("72900: 2 down")
 	w.pass(10 * time.Second)
@@ -302,8 +302,8 @@ func TestLastMember(t *testing.T) {
 	w.apply(state.Command{SetTargets: &state.SetTargets{Policy: 1, Since: w.view().Epoch, Targets: [][]state.NodeID{{2, 3}}}})
 	w.sync()
 	w.now = w.now.Add(5 * time.Second)
-	w.facts.Heard("n3", 1, w.now.Add(-4*time.Second))
-	w.facts.Heard("n2", 1, w.now.Add(-3*time.Second))
+	w.facts.Heard("n3", 1, w.now.Add(-4*time.Second), Saying{})
+	w.facts.Heard("n2", 1, w.now.Add(-3*time.Second), Saying{})
 	w.facts.Refused("n2", w.now)
 	w.step()
 	w.expect("15000: 2 down 3 down")
