@@ -169,7 +169,7 @@ func TestStoryIsTheSame(t *testing.T) {
 				t.Fatalf("seed %d, line %d: %s\nand then: %s", seed+1, i, a.Trace[i], b.Trace[i])
 			}
 		}
-		if len(a.Trace) != len(b.Trace) || len(a.Trace) < 100 {
+		if len(a.Trace) != len(b.Trace) || len(a.Trace) < 50 {
 			t.Fatalf("seed %d: %d lines, and then %d", seed+1, len(a.Trace), len(b.Trace))
 		}
 	}
