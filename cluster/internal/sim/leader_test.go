@@ -160,7 +160,10 @@ func (l *life) announce() {
 	l.attempts++
 	s := &starting{steward.Announcement{Announce: a, Came: time.Now()}, l, l.attempts}
 	l.tell(func(g *reign) {
-		s.Came = time.Now()
+		if s.attempt < l.arrived { // of a connection that the node has replaced
+			return
+		}
+		s.Came, l.arrived = time.Now(), s.attempt
 		g.starts = append(g.starts, s)
 	})
 }

@@ -55,6 +55,7 @@ type life struct {
 	over      bool
 	ended     chan struct{} // closed when over
 	attempts  int           // to announce itself
+	arrived   int           // the last of them at a leader
 	leader    *life         // whom it takes for the leader; nil: nobody
 	heard     time.Duration // when that was heard
 	reign     *reign        // it takes itself for the leader
