@@ -84,6 +84,7 @@ type Native struct {
 type ISCSI struct {
 	Prefix         string // of targets' names
 	BlockSize      int    // of logical blocks, bytes
+	PhysicalBlock  int    // of physical blocks, as initiators are told, bytes
 	Chap           Chap
 	Secrets        string   // directory with a file for each credential
 	Initiators     []string // iSCSI names

@@ -66,7 +66,7 @@ func TestDefaults(t *testing.T) {
 		NBD:     NBD{Allow: []string{}, MaxConnections: 4096, Memory: 384 << 20, SessionMemory: 96 << 20},
 		Native:  Native{Allow: []string{}, MaxConnections: 4096, Memory: 384 << 20, SessionMemory: 96 << 20},
 		ISCSI: ISCSI{
-			Prefix: "iqn.2026-11.io.sheepdog", BlockSize: 512, Initiators: []string{}, Allow: []string{}, Portals: []string{},
+			Prefix: "iqn.2026-11.io.sheepdog", BlockSize: 512, PhysicalBlock: 4096, Initiators: []string{}, Allow: []string{}, Portals: []string{},
 			MaxConnections: 4096, Memory: 384 << 20, SessionMemory: 96 << 20,
 		},
 		Log:     Log{Level: "info", Format: "text"},

@@ -56,7 +56,8 @@ var keys = []key{
 	{name: "native.session_memory", allowed: "a size of at least 64M", set: size(func(c *Config) *int64 { return &c.Native.SessionMemory }, 64<<20, math.MaxInt64)},
 
 	{name: "iscsi.iqn_prefix", allowed: "a name as iqn.2026-11.io.sheepdog", set: iqn(func(c *Config) *string { return &c.ISCSI.Prefix })},
-	{name: "iscsi.block_size", allowed: "512 or 4096", set: blockSize},
+	{name: "iscsi.block_size", allowed: "512 or 4096", set: block(func(c *Config) *int { return &c.ISCSI.BlockSize })},
+	{name: "iscsi.physical_block_size", allowed: "512 or 4096", set: block(func(c *Config) *int { return &c.ISCSI.PhysicalBlock })},
 	{name: "iscsi.chap.user", allowed: aText, set: text(func(c *Config) *string { return &c.ISCSI.Chap.User })},
 	{name: "iscsi.chap.secret_file", allowed: aSecret, set: text(func(c *Config) *string { return &c.ISCSI.Chap.SecretFile })},
 	{name: "iscsi.chap.mutual_user", allowed: aText, set: text(func(c *Config) *string { return &c.ISCSI.Chap.MutualUser })},
@@ -180,16 +181,19 @@ func iqn(field func(*Config) *string) func(*Config, any) error {
 	}
 }
 
-func blockSize(c *Config, v any) error {
-	n, err := wholeNumber(v)
-	if err != nil {
-		return err
+// block is a size of blocks that disks have.
+func block(field func(*Config) *int) func(*Config, any) error {
+	return func(c *Config, v any) error {
+		n, err := wholeNumber(v)
+		if err != nil {
+			return err
+		}
+		if n != 512 && n != 4096 {
+			return errRange
+		}
+		*field(c) = int(n)
+		return nil
 	}
-	if n != 512 && n != 4096 {
-		return errRange
-	}
-	c.ISCSI.BlockSize = int(n)
-	return nil
 }
 
 func network(s string) error {

@@ -354,6 +354,8 @@ func (t TLS) check(name string) error {
 func (i ISCSI) check() error {
 	c := i.Chap
 	switch {
+	case i.PhysicalBlock < i.BlockSize:
+		return fmt.Errorf("iscsi.physical_block_size: a physical block is not shorter than a logical one, see iscsi.block_size")
 	case i.SessionMemory > i.Memory:
 		return fmt.Errorf("iscsi.session_memory: one session must not have more than iscsi.memory")
 	case (c.User == "") != (c.SecretFile == ""):

@@ -42,7 +42,7 @@ const (
 var wrong = map[string]string{
 	// With 8 logical blocks to a physical one it asks for the status at LBA i+1, and wants the first
 	// descriptor to begin at LBA i+8. SBC-3 section 5.4 wants the first descriptor to contain the starting LBA.
-	// It is right where both are one block: it is run with blocks of 4096 bytes, see below.
+	// It is right where both are one block: it is run so with blocks of 4096 and of 512 bytes, see below.
 	"GetLBAStatus.UnmapSingle": "SBC-3 section 5.4: the first descriptor contains the starting LBA",
 }
 
@@ -141,6 +141,17 @@ func TestISCSISuite4K(t *testing.T) {
 			"WriteSame16.Unmap": "SBC-3 section 6.5.3: it writes 256 MiB with one command, beyond MAXIMUM TRANSFER LENGTH",
 		})
 	}
+}
+
+// The same where initiators are told that a physical block is as short as a logical one.
+func TestISCSISuite512n(t *testing.T) {
+	rig.Need(t, "iscsi-test-cu")
+	s := rig.Start(t, rig.Options{Config: "iscsi:\n  physical_block_size: 512\n"})
+	s.Dog("vdi", "create", "vm1", "64M")
+	results, output := suite(t, "ALL.GetLBAStatus", s.ISCSI("vm1"))
+	judge(t, results, output, nil, nil)
+	results, output = suite(t, "ALL.Unmap", s.ISCSI("vm1"))
+	judge(t, results, output, nil, nil)
 }
 
 // The clients that people use.

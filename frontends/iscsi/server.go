@@ -52,6 +52,9 @@ type Config struct {
 
 	// BlockShift is log2 of a logical block's bytes: 9, the default, or 12.
 	BlockShift uint8
+	// SmallPhysical tells initiators that a physical block is as long as a logical one, for those that take
+	// no disks with longer ones. Writes of less than 4096 bytes are slower nevertheless.
+	SmallPhysical bool
 	// MaxConnections bounds connections, logins included. Default 4096.
 	MaxConnections int
 	// MemoryLimit bounds the buffers of all sessions together, beside 32 KiB that each

@@ -61,7 +61,7 @@ func (u *unit) view() *scsi.Unit { return u.state.Load() }
 func (u *unit) rebuild(d Disk) {
 	c := &u.server.cfg
 	u.state.Store(&scsi.Unit{
-		Blocks: uint64(d.Size) >> c.BlockShift, BlockShift: c.BlockShift, ReadOnly: d.ReadOnly, ID: d.ID, Group: u.server.group(),
+		Blocks: uint64(d.Size) >> c.BlockShift, BlockShift: c.BlockShift, SmallPhysical: c.SmallPhysical, ReadOnly: d.ReadOnly, ID: d.ID, Group: u.server.group(),
 		Groups: u.paths.show(groupsOf(c.Volumes.Paths(u.name, u.tag)), time.Now(), c.SettlePaths), Protected: u.modes.Protected, Descriptor: u.modes.Descriptor,
 	})
 }

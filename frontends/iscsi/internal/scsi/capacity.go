@@ -5,7 +5,12 @@ import (
 	"math/bits"
 )
 
-func (u *Unit) physicalExponent() int { return bits.Len(PhysicalBlock) - 1 - int(u.BlockShift) }
+func (u *Unit) physicalExponent() int {
+	if u.SmallPhysical {
+		return 0
+	}
+	return bits.Len(PhysicalBlock) - 1 - int(u.BlockShift)
+}
 
 func planCapacity10(u *Unit, cdb []byte) Plan {
 	if cdb[8]&1 == 0 && binary.BigEndian.Uint32(cdb[2:]) != 0 {

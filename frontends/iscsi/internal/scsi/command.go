@@ -63,12 +63,14 @@ func (p *Plan) Action() byte { return p.CDB[1] & 0x1f }
 type Unit struct {
 	Blocks     uint64 // logical ones
 	BlockShift uint8  // log2 of a logical block's bytes
-	ReadOnly   bool
-	ID         [8]byte // the same through every gateway, and no other unit's
-	Group      uint16  // target port group of this gateway, and tag of its portal group
-	Groups     []Group // all of them, by ID
-	Protected  bool    // SWP: an initiator asked to refuse writes
-	Descriptor bool    // D_SENSE: sense data is in descriptors
+	// SmallPhysical: initiators are told that a physical block is as long as a logical one.
+	SmallPhysical bool
+	ReadOnly      bool
+	ID            [8]byte // the same through every gateway, and no other unit's
+	Group         uint16  // target port group of this gateway, and tag of its portal group
+	Groups        []Group // all of them, by ID
+	Protected     bool    // SWP: an initiator asked to refuse writes
+	Descriptor    bool    // D_SENSE: sense data is in descriptors
 
 	port *Port // set by Decide for commands whose answer depends on it
 }
