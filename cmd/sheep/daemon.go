@@ -267,7 +267,11 @@ func portOf(address string) int {
 func (d *daemon) weights() []state.Disk {
 	var list []state.Disk
 	for _, s := range d.store.Status().Disks {
-		list = append(list, state.Disk{ID: s.ID, Path: s.Dir, Weight: max(1, s.TotalBytes>>20)})
+		w := max(1, s.TotalBytes>>20)
+		if s.State == storage.StateFailed {
+			w = 0 // it is still the node's, and gets nothing
+		}
+		list = append(list, state.Disk{ID: s.ID, Path: s.Dir, Weight: w})
 	}
 	return list
 }
@@ -366,6 +370,9 @@ func (d *daemon) run(ctx context.Context) error {
 		g.Go(func() error { return d.iscsi.Serve(ctx, d.iscsiListen) })
 	}
 	g.Go(func() error { d.publishPortal(ctx); return nil })
+	if d.store != nil {
+		g.Go(func() error { d.watchDisks(ctx); return nil })
+	}
 	if d.adminListen != nil {
 		g.Go(func() error { return d.admin.Serve(ctx, d.adminListen) })
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"sheepdog/cluster/state"
 	"sheepdog/frontends/admin"
 	"sheepdog/frontends/admin/api"
 	"sheepdog/storage/disk"
@@ -33,6 +34,45 @@ func (d *daemon) scrub(ctx context.Context, repair bool) error {
 		}
 	}
 	return nil
+}
+
+// disksEvery is how often it is looked whether a disk has failed.
+const disksEvery = 2 * time.Second
+
+// watchDisks tells the cluster when disks have failed: they count no more where data is placed.
+func (d *daemon) watchDisks(ctx context.Context) {
+	t := time.NewTicker(disksEvery)
+	defer t.Stop()
+	told := failedOf(d.weights()) // the cluster hears of those at the start
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		w := d.weights()
+		now := failedOf(w)
+		if now == told {
+			continue
+		}
+		if err := d.node.SetDisks(ctx, w); err != nil {
+			d.log.Debug("the cluster could not be told that a disk has failed", "err", err) // soon again
+			continue
+		}
+		d.log.Info("disks that have failed get no more data", "disks", now)
+		told = now
+	}
+}
+
+// failedOf names the disks that count for nothing.
+func failedOf(disks []state.Disk) string {
+	var ids []string
+	for _, s := range disks {
+		if s.Weight == 0 {
+			ids = append(ids, s.ID)
+		}
+	}
+	return strings.Join(ids, " ")
 }
 
 // plugs adds disks while the daemon runs.

@@ -55,6 +55,24 @@ func Tmpfs(t testing.TB, size string) string {
 	return dir
 }
 
+// Ext4 mounts an ext4 file system of a size on a loop device for the time of the test. It needs root.
+func Ext4(t testing.TB, size string) string {
+	t.Helper()
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	OK(t, "truncate", "-s", size, image)
+	OK(t, "mkfs.ext4", "-q", "-m", "0", image)
+	OK(t, "mount", "-o", "loop", image, dir)
+	if err := os.Remove(filepath.Join(dir, "lost+found")); err != nil {
+		t.Error(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
 // ObjectUsage is the space that the object files of a sheep's disk occupy, in bytes; the log is not counted.
 func ObjectUsage(t testing.TB, disk string) int64 {
 	t.Helper()
