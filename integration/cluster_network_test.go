@@ -91,6 +91,38 @@ func partition(t *testing.T, f *rig.Flock, net *rig.Net, parts [][]int, long tim
 	}
 }
 
+// Two nodes do not reach each other, and both reach the leader: one of them goes, the one without
+// clients, and comes back when the link is mended.
+func TestFlockSurvivesCutLink(t *testing.T) {
+	f, net := newNetFlock(t, 3, 3)
+	leader := f.Leader()
+	a, b := (leader+1)%3, (leader+2)%3
+	one, two := newHerder(t, f, "one"), newHerder(t, f, "two")
+	one.start(f.Nodes[a])
+	two.start(f.Nodes[leader])
+	time.Sleep(2 * time.Second)
+	one.stall()
+	two.stall()
+	net.CutLink(a, b)
+	time.Sleep(7 * time.Second)
+	reportStall(t, one, fmt.Sprintf("n%d and n%d do not reach each other: a client of n%d", a+1, b+1, a+1), stallLimit)
+	reportStall(t, two, fmt.Sprintf("a client of n%d, which leads", leader+1), stallLimit)
+	for name, m := range f.Members(f.Nodes[leader]) {
+		if down := m.State != "up"; down != (name == fmt.Sprintf("n%d", b+1)) {
+			t.Errorf("%s is %s", name, m.State)
+		}
+	}
+	net.Heal()
+	took := f.WaitWhole(wholeLimit)
+	reportStall(t, one, fmt.Sprintf("whole %v after the link was mended", took.Round(time.Millisecond)), stallLimit)
+	for _, h := range []*herder{one, two} {
+		h.end()
+		for _, s := range f.Nodes {
+			h.verify(s, false)
+		}
+	}
+}
+
 // Where no part has most of the voters, nobody is answered; when the cut is healed all go on, and
 // nothing is lost.
 func TestFlockPartitionWithoutMajority(t *testing.T) {

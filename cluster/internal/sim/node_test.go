@@ -380,7 +380,11 @@ func (l *life) apply(upTo int) {
 // known is the state that this node knows.
 func (l *life) known() *state.View {
 	if l.n.w.shared && l.applied > 0 {
-		return l.n.w.views[l.applied-1]
+		i := l.applied - 1
+		for l.n.w.views[i] == nil { // forgotten: it has started since
+			i++
+		}
+		return l.n.w.views[i]
 	}
 	return l.machine.View()
 }

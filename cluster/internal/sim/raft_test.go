@@ -298,8 +298,31 @@ func (w *world) append(machine string, command []byte) (result []byte) {
 		w.checkView()
 	}
 	w.views = append(w.views, w.oracle.View())
+	w.forget()
 	return result
 }
+
+// forget drops states that no node will look at any more: each has tables of all partitions.
+func (w *world) forget() {
+	if len(w.views)%viewsAtATime != 0 {
+		return
+	}
+	first := len(w.views) - 1
+	for _, n := range w.nodes {
+		if n.life != nil {
+			first = min(first, n.life.applied-1)
+		}
+	}
+	if !w.shared { // every node has its own
+		first = len(w.views)
+	}
+	for i := first - 1; i >= 0 && w.views[i] != nil; i-- {
+		w.views[i] = nil
+	}
+}
+
+// viewsAtATime is after how many commands states are forgotten.
+const viewsAtATime = 16
 
 // checkView looks at what has been decided (INV-R3).
 func (w *world) checkView() {
