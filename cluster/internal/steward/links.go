@@ -235,10 +235,14 @@ func (s *links) rests(id state.NodeID, now time.Time) bool {
 }
 
 // rests reports whether a node that is down had better stay so, for it does not reach who is
-// up, or did not until lately.
+// up, or did not until lately. Who counts as up may not have been heard yet by a new leader: if
+// it is silent it will be down soon.
 func (r *round) rests(n *state.Node) bool {
 	s := &r.s.links
-	if slices.ContainsFunc(r.facts[n.ID].Unreached, func(id state.NodeID) bool { o := r.v.Node(id); return o != nil && o != n && r.fresh(o) }) {
+	if slices.ContainsFunc(r.facts[n.ID].Unreached, func(id state.NodeID) bool {
+		o := r.v.Node(id)
+		return o != nil && o != n && o.State == state.NodeUp && !r.down[id]
+	}) {
 		e := s.resting[n.ID]
 		if e == nil { // a former leader has declared it down
 			e = &rest{pause: linkRest}

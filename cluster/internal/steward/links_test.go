@@ -95,6 +95,29 @@ func TestLinkFailsAfterElection(t *testing.T) {
 	w.expect("12900: 3 down")
 }
 
+// A new leader does not have it up again as long as the link fails, also if it hears it before
+// the other node.
+func TestLinkFailsUnderTwoLeaders(t *testing.T) {
+	w := newCut(t, 2, 3)
+	w.sync()
+	w.failing[link{2, 3}] = true
+	w.pass(2 * time.Second)
+	w.expect("10700: 3 down")
+	w.s.Follow()
+	w.facts.Forget()
+	w.s.Lead(w.now)
+	w.quiet["n2"] = true
+	w.pass(time.Second)
+	w.quiet["n2"] = false
+	w.pass(20 * time.Second)
+	w.expect()
+	clear(w.failing)
+	w.pass(10 * time.Second)
+	if !w.isUp(3) {
+		t.Error("it does not come back")
+	}
+}
+
 // A link that comes and goes takes nobody along but one node, for longer each time.
 func TestLinkFlaps(t *testing.T) {
 	w := newCut(t, 2, 3)
