@@ -148,7 +148,7 @@ func (c *core) inPieces(r *Request) error {
 			continue
 		}
 		stop := min(end, (off>>c.shift+maxParts)<<c.shift)
-		piece = Request{Op: r.Op, Flags: r.Flags &^ FlagFUA, Off: off, Len: stop - off, Done: func(*Request) { done <- struct{}{} }}
+		piece = Request{Op: r.Op, Flags: r.Flags &^ FlagFUA, Off: off, Len: stop - off, Check: r.Check, Done: func(*Request) { done <- struct{}{} }}
 		piece.span.core = c
 		if r.Data != nil {
 			piece.Data = r.Data[off-r.Off:][:piece.Len]
