@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -10,64 +12,97 @@ import (
 	"sheepdog/integration/rig"
 )
 
-// The kernel's own NBD client in a real Linux guest: a file system is made, filled, trimmed, checked and
-// found again, over one connection and over four.
-func TestKernelClient(t *testing.T) {
-	rig.Need(t, "qemu-system-x86_64", "cpio", "nbd-client", "depmod")
-	dir, err := filepath.Abs("../.cache/guest")
-	if err != nil {
-		t.Fatal(err)
+// guestFlock is a cluster whose gateways a guest uses, with CHAP both ways.
+func guestFlock(t *testing.T) *rig.Flock {
+	t.Helper()
+	dir := t.TempDir()
+	for name, secret := range map[string]string{"a": "correct-horse-battery", "b": "staple-staple-staple"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(secret+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if r := rig.Run(t, 5*time.Minute, "", mustAbs(t, "guest/build.sh"), dir); r.Code != 0 {
-		t.Fatalf("build the guest: status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
-	}
-	s := rig.Start(t, rig.Options{})
-	s.Dog("vdi", "create", "vm1", "512M")
-	script := rig.File(t, "test.sh", []byte(`set -ex
-P=`+strconv.Itoa(s.NBDPort)+`
-nbd-client 10.0.2.2 $P -N vm1 /dev/nbd0 -b 512
-mkfs.ext4 -q /dev/nbd0
-mount /dev/nbd0 /mnt
-for i in 1 2 3 4; do dd if=/dev/urandom of=/mnt/f$i bs=1M count=6 2>/dev/null; done
-sync
-cat /mnt/f1 /mnt/f2 /mnt/f3 | sha256sum >/tmp/sum
-rm /mnt/f4
-sync
-fstrim -v /mnt
-umount /mnt
-e2fsck -fn /dev/nbd0
-nbd-client -d /dev/nbd0
-
-nbd-client 10.0.2.2 $P -N vm1 -C 4 /dev/nbd1 -b 512
-mount /dev/nbd1 /mnt
-dd if=/dev/urandom of=/mnt/f4 bs=1M count=6 conv=fsync 2>/dev/null
-for i in 1 2 3 4; do dd if=/dev/urandom of=/mnt/g$i bs=64k count=40 2>/dev/null & done
-wait
-cat /mnt/f1 /mnt/f2 /mnt/f3 | sha256sum | cmp - /tmp/sum
-sync
-echo 3 >/proc/sys/vm/drop_caches
-cat /mnt/g* | sha256sum >/tmp/a
-umount /mnt
-e2fsck -fn /dev/nbd1
-mount -o ro /dev/nbd1 /mnt
-cat /mnt/g* | sha256sum >/tmp/b
-cmp /tmp/a /tmp/b
-umount /mnt
-nbd-client -d /dev/nbd1
-echo ALL-DONE
-`))
-	r := rig.Run(t, 4*time.Minute, "", mustAbs(t, "guest/run.sh"), dir, script)
-	if r.Code != 0 || !strings.Contains(r.Stdout, "ALL-DONE") {
-		t.Fatalf("guest: status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
-	}
-	noPanic(t, s)
+	return rig.NewFlockOf(t, 3, 3, rig.FlockOptions{Config: fmt.Sprintf(
+		"iscsi:\n  chap: {user: joe, secret_file: %s/a, mutual_user: target, mutual_secret_file: %[1]s/b}\n", dir)})
 }
 
-func mustAbs(t *testing.T, path string) string {
-	t.Helper()
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		t.Fatal(err)
+// guestHooks are what scripts in the guest have done to the cluster. Nodes are numbers from 1 on.
+func guestHooks(t *testing.T, f *rig.Flock) rig.Hooks {
+	node := func(args []string) *rig.Sheep {
+		n, err := strconv.Atoi(args[0])
+		if err != nil || n < 1 || n > len(f.Nodes) {
+			t.Fatalf("the guest means node %q", args)
+		}
+		return f.Nodes[n-1]
 	}
-	return abs
+	alive := func() *rig.Sheep {
+		for _, s := range f.Nodes {
+			if s.Running() && s.DogRun("--timeout", "2s", "cluster", "info").Code == 0 {
+				return s
+			}
+		}
+		t.Fatal("no node answers")
+		return nil
+	}
+	return rig.Hooks{
+		"dog":    func(args []string) string { return alive().Dog(args...) },
+		"kill":   func(args []string) string { node(args).Kill(); return "" },
+		"stop":   func(args []string) string { node(args).Stop(); return "" },
+		"freeze": func(args []string) string { node(args).Freeze(); return "" },
+		"thaw":   func(args []string) string { node(args).Thaw(); return "" },
+		"start":  func(args []string) string { node(args).Start(); return "" },
+		"whole":  func([]string) string { f.WaitWhole(time.Minute); return "" },
+		// owner is the number of the node that owns a volume.
+		"owner": func(args []string) string {
+			var v struct{ Owner string }
+			alive().DogJSON(&v, "vdi", "info", args[0])
+			return strings.TrimPrefix(v.Owner, "n") + "\n"
+		},
+		// used is the space of a volume, in MiB.
+		"used": func(args []string) string {
+			var v struct{ Used int64 }
+			alive().DogJSON(&v, "vdi", "info", args[0])
+			return fmt.Sprintln(v.Used >> 20)
+		},
+	}
+}
+
+// guestScripts are the parts of a guest's script, by name, from testdata/guest, with the addresses of the nodes.
+func guestScripts(t *testing.T, f *rig.Flock, names ...string) string {
+	t.Helper()
+	var b strings.Builder
+	for i, s := range f.Nodes {
+		fmt.Fprintf(&b, "N%d=%s\n", i+1, s.Host())
+	}
+	fmt.Fprintf(&b, "IQN=%s\n", rig.IQN)
+	for _, name := range names {
+		text, err := os.ReadFile(filepath.Join("testdata", "guest", name+".sh"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "%s\nsay %s is done\n", text, name)
+	}
+	return b.String()
+}
+
+// The kernel's own clients in a real Linux guest. NBD: a file system is made, filled, trimmed, checked and
+// found again, over one connection and over four. iSCSI: logins, reservations, resize, restarts of the gateway; then
+// two gateways as paths of one disk.
+func TestGuest(t *testing.T) {
+	f := guestFlock(t)
+	g := rig.NewGuest(t)
+	for _, name := range []string{"vm1", "vm2", "mp"} {
+		f.Nodes[0].Dog("vdi", "create", name, "128M")
+		f.Know(name)
+	}
+	parts := []string{"nbd", "iscsi", "multipath"}
+	if os.Getenv("SOAK_ROUNDS") != "" {
+		parts = append(parts, "rolling")
+	}
+	out := g.Run(8*time.Minute, guestHooks(t, f), guestScripts(t, f, parts...))
+	if testing.Verbose() {
+		t.Log(out)
+	}
+	for _, s := range f.Nodes {
+		noPanic(t, s)
+	}
 }

@@ -13,7 +13,7 @@ packages=(
 	iproute2 nftables                  # networks that tests cut
 	e2fsprogs util-linux mount         # mkfs.ext4, e2fsck, loop devices
 	tgt libiscsi-bin qemu-block-extra  # tgtd over the native protocol, libiscsi's tests
-	qemu-system-x86 seabios cpio kmod  # a guest with the kernel's own NBD client
+	qemu-system-x86 seabios cpio kmod  # a guest with the kernel's own clients
 )
 
 missing=()

@@ -4,9 +4,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
@@ -163,4 +165,16 @@ func issue(t testing.TB, dir, name, address string, ca *x509.Certificate, caKey 
 // Lines splits text into its lines without empty ones.
 func Lines(text string) []string {
 	return strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })
+}
+
+// ImageSum is the SHA-256 of all that is behind a URL that QEMU knows.
+func ImageSum(t testing.TB, url string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "image")
+	OK(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", url, path)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(b))
 }
