@@ -3,6 +3,7 @@ package vdi_test
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 
@@ -74,26 +75,37 @@ func TestUpdateRefused(t *testing.T) {
 }
 
 // A reservation that another gateway made is known to whoever takes the VDI after it: what was
-// admitted before is asked about again.
+// admitted before is asked about again, also if it is carried out in pieces.
 func TestCheckAfterReservation(t *testing.T) {
+	for _, r := range []vdi.Request{
+		{Op: vdi.OpWrite, Len: 1, Data: []byte{2}},
+		{Op: vdi.OpDiscard, Len: 64 << 20},
+		{Op: vdi.OpDiscard, Len: 256 << 20},
+	} {
+		t.Run(fmt.Sprint(r.Op, r.Len), func(t *testing.T) { checkAfterReservation(t, r) })
+	}
+}
+
+func checkAfterReservation(t *testing.T, r vdi.Request) {
 	_, list := startGateways(t, 7)
-	must[vdi.Info](t)(list[0].Create(ctx, vdi.CreateOptions{Name: "vm", Size: 4 << 20}))
+	must[vdi.Info](t)(list[0].Create(ctx, vdi.CreateOptions{Name: "vm", Size: 256 << 20}))
 	vols := openAll(t, list, "vm")
 	must[int](t)(vols[0].WriteAt(ctx, []byte{1}, 0))
 	must[uint64](t)(list[1].SetReservation(ctx, "vm", "", 0, "mine", true))
 	no := errors.New("reserved")
 	done := make(chan error, 1)
-	r := vdi.Request{Op: vdi.OpWrite, Len: 1, Data: []byte{2}, Done: func(r *vdi.Request) { done <- r.Err }, Check: func(*vdi.Request) error {
+	r.Done = func(r *vdi.Request) { done <- r.Err }
+	r.Check = func(*vdi.Request) error {
 		text, _, err := list[0].Reservation("vm", "")
 		if err == nil && text == "mine" {
 			return no
 		}
 		return err
-	}}
+	}
 	vols[0].Submit(&r)
 	vols[0].Kick()
 	if err := <-done; !errors.Is(err, no) {
-		t.Errorf("write by the former owner: %v", err)
+		t.Errorf("request by the former owner: %v", err)
 	}
 	if _, err := list[2].SetReservation(ctx, "vm", "", 0, "yours", true); !errors.Is(err, vdi.ErrStale) {
 		t.Errorf("reservation by an old revision: %v", err)
