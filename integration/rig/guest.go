@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -105,6 +106,7 @@ func (g *Guest) start(hooks Hooks, calls chan hookCall, script string, qemu ...s
 	m := &Machine{t: g.t, guest: g, script: script, hooks: hooks, calls: calls, ended: make(chan error, 1), console: new(console), socket: socketPath(g.t, "qmp")}
 	args := append([]string{g.dir, script, "-qmp", "unix:" + m.socket + ",server=on,wait=off"}, qemu...)
 	m.cmd = exec.Command(filepath.Join(g.scripts, "run.sh"), args...)
+	m.cmd.Env = append(os.Environ(), "TMPDIR="+g.t.TempDir())
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	out, err := m.cmd.StdoutPipe()
 	if err == nil {
