@@ -7,13 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/datadriven"
@@ -164,6 +167,8 @@ func message(t testing.TB, words []string) []byte {
 			b[31] = byte(n)
 		case "snapid":
 			le.PutUint32(b[32:], uint32(n))
+		case "type":
+			le.PutUint32(b[36:], uint32(n))
 		case "offset":
 			le.PutUint64(b[40:], n)
 		case "fill":
@@ -345,6 +350,66 @@ func TestAllowList(t *testing.T) {
 	if h.server.Counters().NotAllowed != 1 {
 		t.Error("nobody was refused")
 	}
+}
+
+// A volume of more objects than the protocol can name is refused, with a line in the log that says what to do; a smaller one
+// whose map is full is not.
+func TestTooLarge(t *testing.T) {
+	var log strings.Builder
+	var mu sync.Mutex
+	h := serve(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(lockedWriter{&mu, &log}, nil)) })
+	h.create("most", vdi.NativeObjects<<20)
+	h.create("more", vdi.NativeObjects<<20+1)
+	conn := h.dial()
+	for _, op := range []string{"op=0x12", "op=0x14"} {
+		for name, want := range map[string]uint32{"most": 0, "more": 5} {
+			if header, _ := exchange(t, conn, message(t, []string{op, "flags=1", "name=" + name, "tag="})); result(header) != want {
+				t.Errorf("%s of %q: %#x, want %#x", op, name, result(header), want)
+			}
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if text := log.String(); !strings.Contains(text, "use NBD, or larger objects") || !strings.Contains(text, "vdi=more") || strings.Contains(text, "vdi=most") {
+		t.Errorf("the log is %q", text)
+	}
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	to io.Writer
+}
+
+func (w lockedWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.to.Write(p)
+}
+
+// What a host has opened is forgotten when it has had no connection for a while, not at once: clients reconnect. Who is killed
+// leaves nothing behind.
+func TestLocksAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l locks
+		l.connected("h")
+		l.take("h", "vm")
+		l.take("h", "vm") // a second client of the same machine, as during a migration
+		if !l.release("h", "vm") || !l.has("h", "vm") {
+			t.Error("one of two who have it open released it, and it is released")
+		}
+		l.disconnected("h")
+		time.Sleep(lockLinger - time.Second)
+		l.connected("h")
+		if !l.has("h", "vm") {
+			t.Error("it is forgotten before a client could reconnect")
+		}
+		l.disconnected("h")
+		time.Sleep(lockLinger + time.Second)
+		l.connected("other")
+		if len(l.hosts) != 1 || l.hosts["other"] == nil {
+			t.Error("a killed client's lock is still there")
+		}
+	})
 }
 
 // A session that opens and closes many snapshots keeps few of them open.
