@@ -97,6 +97,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.clients.Begin(s.begin)
 	s.budget = stream.NewBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), s.evictStalled)
 	return s, nil
 }
@@ -106,12 +107,17 @@ func New(cfg Config) (*Server, error) {
 // several listeners at once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.clients.Serve(ctx, l) }
 
-// serve serves a client.
-func (s *Server) serve(conn net.Conn) {
+// begin makes a client's session as it comes: who came first matters (deletesSnapshot).
+func (s *Server) begin(conn net.Conn) *session {
 	c := newSession(s, conn)
 	c.info = SessionInfo{ID: s.lastID.Add(1), Peer: listen.PeerName(conn), Listener: conn.LocalAddr().String(), Started: time.Now()}
 	s.locks.connected(c.host)
-	s.clients.Enter(conn, c)
+	return c
+}
+
+// serve serves a client.
+func (s *Server) serve(conn net.Conn) {
+	c := s.clients.Session(conn)
 	c.log.Debug("session began", "session", c.info.ID)
 	err := c.run()
 	conn.Close()

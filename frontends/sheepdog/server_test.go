@@ -455,3 +455,44 @@ func FuzzSession(f *testing.F) {
 		conn.Close()
 	})
 }
+
+// "qemu-img snapshot -d" with a map of one entry: that it is no discard is told by which connection came first, also where many
+// are taken at once.
+func TestClearedEntryKeepsData(t *testing.T) {
+	h := serve(t, nil)
+	v := h.create("vm", 1<<20)
+	data, inode := fmt.Sprintf("oid=%d", uint64(v.VID)<<32), fmt.Sprintf("oid=%d", 1<<63|uint64(v.VID)<<32)
+	once := func(words ...string) (header, data []byte) {
+		conn := h.dial()
+		defer conn.Close()
+		return exchange(t, conn, message(t, words))
+	}
+	once("op=1", "flags=9", data, "fill=7*512")
+	for i := range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var early []net.Conn // they come before the server looks
+		for range 2 {
+			conn, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			early = append(early, conn)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		go h.server.Serve(ctx, l)
+		exchange(t, early[1], message(t, []string{"op=0x12", "flags=1", "name=vm", "tag="})) // the first one is for data, and not used yet
+		once("op=3", "flags=9", inode, "offset=4664", "fill=0*4")
+		if _, got := once("op=2", data, "want=1"); got[0] != 7 {
+			t.Fatalf("after %d times the data is gone", i)
+		}
+		once("op=0x13", "flags=1", "name=vm")
+		for _, conn := range early {
+			conn.Close()
+		}
+		cancel()
+	}
+}

@@ -44,6 +44,7 @@ type Config struct {
 type Acceptor[S Session] struct {
 	cfg   Config
 	serve func(net.Conn)
+	begin func(net.Conn) S
 
 	ctx    context.Context // ends with Shutdown, under mu
 	cancel context.CancelFunc
@@ -66,6 +67,17 @@ func New[S Session](cfg Config, serve func(net.Conn)) (*Acceptor[S], error) {
 	a := &Acceptor[S]{cfg: cfg, serve: serve, listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]S{}}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return a, nil
+}
+
+// Begin has sessions made as connections are accepted, in the order in which they come, for a protocol without a
+// handshake; Session returns them, and Enter is not called. make has the acceptor's lock held: it must not wait. To be called before Serve.
+func (a *Acceptor[S]) Begin(make func(net.Conn) S) { a.begin = make }
+
+// Session is the session of a connection that is being served.
+func (a *Acceptor[S]) Session(conn net.Conn) S {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.conns[conn]
 }
 
 // Context ends when Shutdown begins: it is for handshakes.
@@ -133,8 +145,11 @@ func (a *Acceptor[S]) accept(conn net.Conn) {
 		conn.Close()
 		return
 	}
-	var handshake S
-	a.conns[conn] = handshake
+	var s S
+	if a.begin != nil {
+		s = a.begin(conn)
+	}
+	a.conns[conn] = s
 	a.clients.Go(func() {
 		a.tune(conn)
 		a.serve(conn)
