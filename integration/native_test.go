@@ -474,3 +474,104 @@ func TestNativeUnaware(t *testing.T) {
 	}
 	rig.Contains(t, s.Dog("vdi", "check", "vm"), "as they should be")
 }
+
+// One volume through native clients, NBD and iSCSI, each at a gateway of its own, all connected all the time: who writes takes it over, and
+// everybody reads what is newest. Then clones of its snapshots, with their copies.
+func TestNativeHandOver(t *testing.T) {
+	rig.Need(t, "qemu-io")
+	f := rig.NewFlock(t, 3, 3)
+	const size = 8 << nativeShift
+	a, b, c := f.Nodes[0], f.Nodes[1], f.Nodes[2]
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(driver.Create(a.Native(), "vm", size, nativeShift, 2))
+	f.Know("vm")
+	d, err := driver.Open(a.Native(), "vm", "", driver.FlagDirect)
+	must(err)
+	content := rig.Random(1, size)
+	must(d.Write(content, 0)) // its copy of the map has no holes from now on: those it would not ask about
+	nbd := b.Dial("vm")
+	defer nbd.Close()
+	got := make([]byte, size)
+	rng := rand.New(rand.NewPCG(3, 3))
+	for round := range 6 {
+		place := func() (off int, p []byte) {
+			n := 512 * (1 + rng.IntN(500))
+			off = 512 * rng.IntN((size-n)/512)
+			p = rig.Random(rng.Uint64(), n)
+			copy(content[off:], p)
+			return off, p
+		}
+		off, p := place()
+		must(d.Write(p, uint64(off)))
+		off, p = place()
+		must(nbd.Write(p, uint64(off), 0))
+		off = rng.IntN(size/4096) * 4096
+		pattern := byte(round + 1)
+		qemuIO(t, c.ISCSI("vm"), fmt.Sprintf("write -P %d %d 4k", pattern, off))
+		copy(content[off:], bytes.Repeat([]byte{pattern}, 4096))
+
+		must(d.Read(got, 0))
+		if !bytes.Equal(got, content) {
+			t.Fatalf("round %d: other content over the native protocol", round)
+		}
+		must(nbd.Read(got, 0))
+		if !bytes.Equal(got, content) {
+			t.Fatalf("round %d: other content over NBD", round)
+		}
+		mustRead(t, c, "vm", 0, content)
+		if round == 2 {
+			b.Dog("vdi", "snapshot", "vm", "-s", "one")
+		}
+	}
+	if d.Reloads != 1 {
+		t.Errorf("it was told of %d snapshots, want 1", d.Reloads)
+	}
+	must(driver.Clone(c.Native(), "vm", "one", "clone", 0))
+	e, err := driver.Open(c.Native(), "clone", "", driver.FlagCache)
+	must(err)
+	must(e.Write(content[:4096], 1<<nativeShift))
+	must(e.Flush())
+	want := make([]byte, size)
+	s := c.Dial("vm@one")
+	must(s.Read(want, 0))
+	s.Close()
+	copy(want[1<<nativeShift:], content[:4096])
+	must(e.Read(got, 0))
+	if !bytes.Equal(got, want) {
+		t.Error("the clone has other content")
+	}
+	must(e.Close())
+	for _, name := range []string{"vm", "clone"} {
+		var list []struct {
+			Name   string
+			Copies int
+		}
+		a.DogJSON(&list, "vdi", "list")
+		i := slices.IndexFunc(list, func(v struct {
+			Name   string
+			Copies int
+		}) bool {
+			return v.Name == name
+		})
+		if i < 0 || list[i].Copies != 2 {
+			t.Errorf("%s is not there with two copies: %v", name, list)
+		}
+		rig.Contains(t, a.Dog("vdi", "check", name), "as they should be")
+	}
+	d.Kill() // who is killed keeps nobody from the volume
+	nbd.Close()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		r := a.DogRun("vdi", "delete", "vm")
+		if r.Code == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the volume of a killed client is not deleted: %s", r.Stderr)
+		}
+	}
+}

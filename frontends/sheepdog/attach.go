@@ -67,8 +67,12 @@ func (s *session) permit(h vdi.Header, write bool) error {
 		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("VDI %s, %q, is not open to this client, which writes %q", h.VID, h.Name, s.writes))
 	}
 	s.family = h.Family
-	if write && !h.Snapshot {
+	switch {
+	case h.Snapshot:
+	case write:
 		s.writes = h.Name
+	case s.reads == "":
+		s.reads = h.Name
 	}
 	return nil
 }

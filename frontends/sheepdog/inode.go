@@ -150,18 +150,24 @@ func (s *session) toWrite(vid object.VID) (vdi.Header, error) {
 // names the snapshot's vid still when it takes one itself, or grows: it does not ask for the new vid
 // then, as it does where data is refused. What it means is the VDI.
 func (s *session) heir(vid object.VID) (vdi.Header, bool) {
-	const generations = 64 // as many snapshots may have been taken meanwhile
 	if h, err := s.server.cfg.Volumes.HeaderOf(vid); err != nil || !h.Snapshot {
 		return vdi.Header{}, false
 	}
 	heir, err := s.server.cfg.Volumes.Successor(vid)
-	for h, n := heir, 0; err == nil && h.Parent != 0 && n < generations; n++ {
+	return heir, err == nil && s.comesFrom(heir, vid) // else rolled back
+}
+
+// comesFrom reports whether a VDI goes on from a snapshot, perhaps by way of others.
+func (s *session) comesFrom(h vdi.Header, vid object.VID) bool {
+	const maxAncestors = 4096
+	var err error
+	for n := 0; err == nil && h.Parent != 0 && n < maxAncestors; n++ {
 		if h.Parent == vid {
-			return heir, true
+			return true
 		}
 		h, err = s.server.cfg.Volumes.HeaderOf(h.Parent)
 	}
-	return vdi.Header{}, false // rolled back, or nobody knows
+	return false
 }
 
 // hasState reports whether the first byte of an object of a machine's state is there.

@@ -1,6 +1,7 @@
 package sheepdog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,9 +41,18 @@ func (s *session) readObject(o *op) Volume {
 // read reads from the data object that the op names: by way of the VDI or snapshot of that vid, for
 // that is where clients find vids in maps. From any goroutine; it returns
 // what is to be kicked.
+//
+// Where the session has a VDI open, and the object is another one's of its family, what the VDI has there now is read: that is where
+// the client's map has it, which may be an old one, for others have written meanwhile.
 func (s *session) read(o *op) Volume {
 	id := object.ID(o.obj.OID)
 	a, err := s.attach(id.VID(), false)
+	if err == nil && a.header.Snapshot {
+		if h, ok := s.working(); ok && h.Family == a.header.Family {
+			a.refs.Add(-1)
+			a, err = s.attach(h.VID, false)
+		}
+	}
 	if err == nil {
 		return s.submit(o, a, vdi.OpRead, id.Index())
 	}
@@ -81,10 +91,10 @@ func (s *session) readDeleted(ctx context.Context, o *op) {
 	}
 }
 
-// working is the VDI that the session writes.
+// working is the VDI that the session has open: the one that it writes, else one whose own objects it has read.
 func (s *session) working() (vdi.Header, bool) {
 	s.mu.Lock()
-	name, family := s.writes, s.family
+	name, family := cmp.Or(s.writes, s.reads), s.family
 	s.mu.Unlock()
 	if name == "" {
 		return vdi.Header{}, false

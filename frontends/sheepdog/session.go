@@ -45,6 +45,7 @@ type session struct {
 	detached []*attached // that requests still use
 	family   uint64      // of the volumes whose objects it uses; 0: none yet
 	writes   string      // name of the volume that it writes
+	reads    string      // name of the first volume that it read own objects of
 }
 
 const (
