@@ -27,6 +27,7 @@ const (
 )
 
 const (
+	opKnown    uint16 = 69 // this node has applied the log up to an index. Head: the index. Data
 	opAnnounce uint16 = 68 // a node has started, for the leader. Data: state.Announce in JSON. Reply: its number and incarnation. Data
 )
 
@@ -49,6 +50,12 @@ func (f *flock) serve(r *peer.Request) {
 		f.tasks.Go(func() {
 			r.ReplyData = nil
 			r.Reply(f.fence(f.ctx, vid, generation))
+		})
+	case r.Op == opKnown && member && len(r.Head) == 8:
+		index := binary.LittleEndian.Uint64(r.Head)
+		f.tasks.Go(func() {
+			r.ReplyData = nil
+			r.Reply(f.knows(f.ctx, index))
 		})
 	case r.Op == opJoin:
 		name := r.From.Name

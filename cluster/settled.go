@@ -35,27 +35,74 @@ func (n *Node) Settled(ctx context.Context, vid object.VID, generation uint64) e
 	return g.Wait()
 }
 
+// Known returns when every node that serves clients has applied all commands that this node has,
+// and has done what follows from them (see OnKnown), or serves nobody any more: a node that is down has
+// no lease, and gets one only when it has applied what came before it was up again (INV-R5). It costs a
+// round trip to each node; one that hangs delays it until its lease is over. It fails like Settled.
+func (n *Node) Known(ctx context.Context) error {
+	l := n.consensus.Load()
+	if n.flock == nil || l == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.Network.IOTimeout)
+	defer cancel()
+	head := binary.LittleEndian.AppendUint64(nil, l.Applied())
+	g, ctx := errgroup.WithContext(ctx)
+	for _, m := range n.state.View().Nodes {
+		if m.State == state.NodeUp && m.Name != n.cfg.Name {
+			g.Go(func() error { return n.flock.insist(ctx, m, opKnown, head) })
+		}
+	}
+	return g.Wait()
+}
+
+// OnKnown has fn called, in place of an earlier one, before this node tells another one that it has
+// applied what that has: fn returns when what follows from it is done, or when ctx ends.
+func (n *Node) OnKnown(fn func(ctx context.Context)) { n.knowing.Store(&fn) }
+
+// knows is what Known wants of this node.
+func (f *flock) knows(ctx context.Context, index uint64) error {
+	l := f.n.consensus.Load()
+	if l == nil {
+		return object.ErrUnavailable
+	}
+	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
+	defer cancel()
+	if err := l.AwaitApplied(ctx, index); err != nil {
+		return err
+	}
+	if fn := f.n.knowing.Load(); fn != nil {
+		(*fn)(ctx)
+	}
+	return ctx.Err()
+}
+
 // fenceNode has another node fence a volume, as long as that is up.
 func (f *flock) fenceNode(ctx context.Context, node *state.Node, vid object.VID, generation uint64) error {
 	head := binary.LittleEndian.AppendUint32(nil, uint32(vid))
 	head = binary.LittleEndian.AppendUint64(head, generation)
+	return f.insist(ctx, node, opFence, head)
+}
+
+// insist asks another node until it has answered, or is not up any more.
+func (f *flock) insist(ctx context.Context, node *state.Node, op uint16, head []byte) error {
 	for {
-		err := f.ask(ctx, node.Name, head)
+		err := f.ask(ctx, node.Name, op, head)
 		m := f.n.state.View().Node(node.ID)
 		if err == nil || m == nil || m.State != state.NodeUp || m.Incarnation != node.Incarnation {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: node %q, which may still serve the volume, does not answer: %w", object.ErrUnavailable, node.Name, err)
+			return fmt.Errorf("%w: node %q, which may still serve clients, does not answer: %w", object.ErrUnavailable, node.Name, err)
 		case <-time.After(retryPause):
 		}
 	}
 }
 
-// ask calls opFence and waits, or gives up.
-func (f *flock) ask(ctx context.Context, node string, head []byte) error {
-	c := &peer.Call{Class: peer.Data, Op: opFence, Head: head, Deadline: time.Now().Add(fenceTimeout)}
+// ask asks another node once and waits, or gives up.
+func (f *flock) ask(ctx context.Context, node string, op uint16, head []byte) error {
+	c := &peer.Call{Class: peer.Data, Op: op, Head: head, Deadline: time.Now().Add(fenceTimeout)}
 	done := make(chan error, 1)
 	c.Done = func(c *peer.Call) { done <- c.Err }
 	p := f.net.Peer(node)
@@ -69,7 +116,7 @@ func (f *flock) ask(ctx context.Context, node string, head []byte) error {
 	}
 }
 
-// fenceTimeout is how long one attempt to have a node fence a volume takes.
+// fenceTimeout is how long one attempt takes.
 const fenceTimeout = 2 * time.Second
 
 // fence is what Settled wants of this node.

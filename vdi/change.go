@@ -22,6 +22,7 @@ func (s *Service) Delete(ctx context.Context, name, tag string) error {
 		}
 		return explain(err, "delete VDI %q", name)
 	}
+	s.tell(ctx, "deleted", name)
 	return nil
 }
 
@@ -105,6 +106,7 @@ func (s *Service) Resize(ctx context.Context, name string, size int64) (Info, er
 	if err != nil {
 		return Info{}, explain(err, "resize VDI %q to %d bytes", name, size)
 	}
+	s.tell(ctx, "resized", name)
 	return s.describe(v), nil
 }
 
@@ -265,7 +267,11 @@ func (s *Service) Lock(ctx context.Context, name, holder string) error {
 	if err == nil {
 		_, err = s.propose(ctx, catalog.Command{Lock: &catalog.SetLock{Ref: v.Ref, Holder: holder, Node: s.cfg.Node, At: s.now()}})
 	}
-	return explain(err, "lock %q", name)
+	if err != nil {
+		return explain(err, "lock %q", name)
+	}
+	s.tell(ctx, "locked", name)
+	return nil
 }
 
 // Unlock removes the holder's lock, anybody's if holder is "". ErrNotFound if there is
@@ -275,7 +281,11 @@ func (s *Service) Unlock(ctx context.Context, name, holder string) error {
 	if err == nil {
 		_, err = s.propose(ctx, catalog.Command{Unlock: &catalog.Unlock{Ref: v.Ref, Holder: holder}})
 	}
-	return explain(err, "unlock %q", name)
+	if err != nil {
+		return explain(err, "unlock %q", name)
+	}
+	s.tell(ctx, "unlocked", name)
+	return nil
 }
 
 // Locks lists the locked VDIs by name.

@@ -36,6 +36,9 @@ type Config struct {
 	// anything is answered out of the new ownership; never for a former start of this node.
 	// nil: there is nothing to wait for.
 	Settled func(ctx context.Context, previous catalog.Node, volume object.VID, generation uint64) error
+	// Known returns when every node that serves clients has applied what this node has, or serves
+	// nobody any more. nil: this node is the only one.
+	Known func(ctx context.Context) error
 	// Leased reports whether nobody has yet waited in vain for this node to learn something:
 	// without a lease the node answers nothing out of its memory alone, but asks the objects.
 	// It is called for each read that memory can answer: it must be quick. nil: always.

@@ -51,3 +51,19 @@ func (s *Service) freshen(ctx context.Context) error {
 	f.done, f.err = number, err
 	return err
 }
+
+// tell returns when every gateway goes by what was just changed: who asks another one after this one has
+// answered finds it changed. If one can neither be told nor is found to be down, the change stands, and
+// that gateway hears of it later.
+func (s *Service) tell(ctx context.Context, what, name string) {
+	if err := s.known(ctx); err != nil {
+		s.log.Warn("a change of a volume may not be known everywhere yet", "change", what, "vdi", name, "error", err)
+	}
+}
+
+func (s *Service) known(ctx context.Context) error {
+	if s.cfg.Known == nil {
+		return nil
+	}
+	return s.cfg.Known(ctx)
+}

@@ -21,8 +21,9 @@ func (s *Service) Reservation(name, tag string) (text string, revision uint64, e
 // others away from it by rules of its own. Every node knows it; clones do not get it. It
 // returns the new revision, and fails with ErrStale if there is a newer one already.
 //
-// With fence, this node is the VDI's owner when it returns. Then what another node has under way has
-// landed, and what it does later, it does after having applied this.
+// With fence, every node that serves clients goes by it when it returns: none admits anything by what was
+// before. This node is the VDI's owner then, so what another one has under way has landed. If that fails the
+// text is stored nevertheless.
 func (s *Service) SetReservation(ctx context.Context, name, tag string, revision uint64, text string, fence bool) (uint64, error) {
 	v, err := s.find(ctx, name, tag)
 	if err != nil {
@@ -32,13 +33,23 @@ func (s *Service) SetReservation(ctx context.Context, name, tag string, revision
 	if err != nil {
 		return 0, explain(err, "reserve %q", name)
 	}
-	if fence && tag == "" {
-		if err := s.Own(ctx, name); err != nil {
-			return 0, err
+	if fence {
+		if err := s.known(ctx); err != nil {
+			return 0, explain(err, "reserve %q: another node may not know it", name)
+		}
+		if tag == "" {
+			if err := s.Own(ctx, name); err != nil {
+				return 0, err
+			}
 		}
 	}
 	_, now := res.VDI.Reserved()
 	return now, nil
+}
+
+// Known returns when every node that serves clients goes by all that this node knows.
+func (s *Service) Known(ctx context.Context) error {
+	return explain(s.known(ctx), "tell other nodes")
 }
 
 // Own makes this node the VDI's owner, if it is not yet.

@@ -205,6 +205,7 @@ func (s *Service) Rollback(ctx context.Context, name, tag string) (Info, error) 
 	if err != nil {
 		return Info{}, explain(err, "rollback of %q to %q", name, tag)
 	}
+	s.tell(ctx, "rolled back", name)
 	return s.describe(v), nil
 }
 

@@ -105,6 +105,18 @@ func (d *disks) SetReservations(ctx context.Context, name, tag string, revision 
 	return d.volumes.SetReservation(ctx, name, tag, revision, text, fence)
 }
 
+// Known implements iscsi.Volumes.
+func (d *disks) Known(ctx context.Context) error { return d.volumes.Known(ctx) }
+
+// Life implements iscsi.Volumes.
+func (d *disks) Life() uint64 { return d.node.Incarnation() }
+
+// Lives implements iscsi.Volumes.
+func (d *disks) Lives(node string, life uint64) bool {
+	n := d.node.View().NodeByName(node)
+	return n != nil && n.State == state.NodeUp && n.Incarnation == life
+}
+
 // Own implements iscsi.Volumes.
 func (d *disks) Own(ctx context.Context, name string) error { return d.volumes.Own(ctx, name) }
 
@@ -131,7 +143,9 @@ func (d *daemon) makeISCSI() (err error) {
 	if n.Allow, err = prefixes("iscsi.allow", c.Allow); err != nil {
 		return err
 	}
-	d.iscsi, err = iscsi.New(n)
+	if d.iscsi, err = iscsi.New(n); err == nil {
+		d.node.OnKnown(d.iscsi.Settle)
+	}
 	return err
 }
 

@@ -11,10 +11,9 @@
 // A write that was answered is seen by every session; SYNCHRONIZE CACHE covers what was answered
 // to any session of this gateway before. A command whose data did not arrive in full is never
 // carried out. A command that was aborted has ended, one way or the other, when the answer to the
-// task management request is sent: nothing of it lands later. Resets concern the sessions of this gateway. COMPARE AND WRITE is atomic against
+// task management request is sent: nothing of it lands later. Resets concern the sessions of all gateways. COMPARE AND WRITE is atomic against
 // all who use the volume, through whatever gateway and protocol. Reservations are in the cluster's
-// catalog, and outlive any gateway: a write that they forbid is not carried out by any; a read may be, by a
-// gateway that has not heard yet.
+// catalog, and outlive any gateway: a change of them is answered when all gateways go by it.
 //
 // # Memory
 //
@@ -39,6 +38,7 @@
 //	copy.go      third-party copy
 //	task.go      a command in flight and its answer; answer.go: all other answers
 //	past.go      commands that a gateway which was taken for gone still has
+//	echo.go      what resets and aborts through other gateways mean here
 //	manage.go    task management; text.go: text, NOP, logout
 //	lun.go       the units of a session; admit.go: who may log in to what
 //	unit.go      logical units: attentions, modes, reservations

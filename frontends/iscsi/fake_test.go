@@ -20,7 +20,9 @@ type store struct {
 	fences  atomic.Int64
 	owner   uint16
 	paths   []Path
-	before  func() // called by SetReservations before it does anything
+	others  []func(context.Context) // Settle of other gateways
+	dead    map[string]bool         // gateways
+	before  func()                  // called by SetReservations before it does anything
 }
 
 type disk struct {
@@ -124,7 +126,22 @@ func (s *store) Reservations(name, tag string) (string, uint64, error) {
 	return d.text, d.revision, nil
 }
 
-func (s *store) SetReservations(_ context.Context, name, tag string, revision uint64, text string, fence bool) (uint64, error) {
+func (s *store) Known(ctx context.Context) error {
+	for _, settle := range s.others {
+		settle(ctx)
+	}
+	return ctx.Err()
+}
+
+func (s *store) Life() uint64 { return 1 }
+
+func (s *store) Lives(node string, life uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return life == 1 && !s.dead[node]
+}
+
+func (s *store) SetReservations(ctx context.Context, name, tag string, revision uint64, text string, fence bool) (uint64, error) {
 	d, err := s.find(name, tag)
 	if err != nil {
 		return 0, err
@@ -137,8 +154,8 @@ func (s *store) SetReservations(_ context.Context, name, tag string, revision ui
 		before()
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if d.revision != revision {
+		s.mu.Unlock()
 		return 0, vdi.ErrStale
 	}
 	d.text, d.revision = text, d.revision+1
@@ -146,7 +163,12 @@ func (s *store) SetReservations(_ context.Context, name, tag string, revision ui
 		s.fences.Add(1)
 	}
 	s.changes.Add(1)
-	return d.revision, nil
+	revision = d.revision
+	s.mu.Unlock()
+	if fence {
+		err = s.Known(ctx)
+	}
+	return revision, err
 }
 
 func (s *store) Own(context.Context, string) error { return nil }

@@ -1,6 +1,8 @@
 package iscsi
 
 import (
+	"maps"
+	"slices"
 	"sync/atomic"
 
 	"sheepdog/frontends/iscsi/internal/pdu"
@@ -84,6 +86,16 @@ func (u *unit) abort(w *waiter, which func(*session) bool, but *task) {
 
 func everySession(*session) bool { return true }
 
+// abortWhich aborts the tasks that use the unit for which which is true.
+func (u *unit) abortWhich(w *waiter, which func(*task) bool) {
+	u.mu.Lock()
+	list := slices.Collect(maps.Keys(u.members))
+	u.mu.Unlock()
+	for _, s := range list {
+		s.abort(w, func(t *task) bool { return t.at != nil && t.at.unit == u && which(t) })
+	}
+}
+
 // takeManagement carries out a task management request. It is answered when all that it aborted
 // has ended.
 func (s *session) takeManagement(h *pdu.Header) error {
@@ -116,10 +128,10 @@ func (s *session) takeManagement(h *pdu.Header) error {
 			units = append(units, l.unit)
 		}
 	}
-	w := newWaiter(func() {
-		s.afterManagement(f, units)
-		answer(pdu.TaskComplete)
-	})
+	w := newWaiter(nil)
+	if len(units) == 0 {
+		w.then = func() { answer(pdu.TaskComplete) }
+	}
 	s.stream.FinishBatch() // what is to be aborted shall not be held back
 	switch f {
 	case pdu.TaskAbort:
@@ -134,7 +146,15 @@ func (s *session) takeManagement(h *pdu.Header) error {
 		u.abort(w, everySession, nil)
 	}
 	if f != pdu.TaskAbort && f != pdu.TaskAbortSet {
-		s.background.Go(w.wait) // it may change the catalog
+		s.background.Go(func() {
+			w.wait()
+			response := byte(pdu.TaskComplete)
+			if err := s.afterManagement(f, units); err != nil {
+				s.log.Warn("a reset has not reached all gateways", "err", err)
+				response = pdu.TaskRejected
+			}
+			answer(response)
+		})
 		return nil
 	}
 	w.done()
@@ -152,31 +172,38 @@ func (s *session) abortOne(w *waiter, tag uint32) (found bool) {
 	return found
 }
 
-// afterManagement does what a function means beside aborting.
-func (s *session) afterManagement(f byte, units []*unit) {
+// afterManagement does what a function means beside aborting, at all gateways.
+func (s *session) afterManagement(f byte, units []*unit) error {
+	var kind scsi.EventKind
 	for _, u := range units {
 		switch f {
 		case pdu.TaskClearSet:
+			kind = scsi.Cleared
 			u.tellOthers(s, scsi.CommandsCleared)
+		case pdu.TaskColdReset:
+			kind = scsi.Cold
+			u.restore()
+			u.dropAll(s)
 		default:
-			u.reset(s)
-			if f == pdu.TaskColdReset {
-				u.dropAll(s)
+			kind = scsi.Reset
+			u.restore()
+		}
+		err := u.change(s.ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
+			if kind != scsi.Cleared {
+				r.Legacy = nil
 			}
+			r.Add(scsi.Event{Node: s.server.cfg.Node, Kind: kind})
+			return r, false, true
+		})
+		if err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
-// reset makes the unit as it was at first, but for persistent reservations. Everybody is told.
-func (u *unit) reset(by *session) {
-	ctx := by.ctx
-	if err := u.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
-		ok := r.Legacy != nil
-		r.Legacy = nil
-		return r, false, ok
-	}); err != nil {
-		u.server.log.Warn("reservation could not be reset", "target", u.target, "err", err)
-	}
+// restore makes the unit as it was at first, but for reservations. Everybody here is told.
+func (u *unit) restore() {
 	u.mu.Lock()
 	u.modes = scsi.Modes{}
 	now := *u.view()

@@ -26,6 +26,9 @@ func (t *task) reserveOut(ctx context.Context) error {
 			return r, false, false
 		}
 		next, effect, outcome = r.Out(s.nexus, &t.plan, t.data)
+		if len(effect.Abort) > 0 {
+			next.Add(scsi.Event{Node: s.server.cfg.Node, Kind: scsi.Aborted, Nexus: effect.Abort})
+		}
 		return next, effect.Takes, outcome.Status == scsi.StatusGood
 	})
 	if err != nil {
@@ -69,7 +72,7 @@ func (t *task) reserveLegacy(ctx context.Context) error {
 		if conflict = r.Legacy != nil && r.Legacy.Nexus != s.nexus || len(r.Keys) > 0; conflict || r.Legacy != nil {
 			return r, false, false
 		}
-		r.Legacy = &scsi.Legacy{Nexus: s.nexus, Node: s.server.cfg.Node}
+		r.Legacy = &scsi.Legacy{Nexus: s.nexus, Node: s.server.cfg.Node, Life: s.server.cfg.Volumes.Life()}
 		return r, true, true
 	})
 	if conflict {

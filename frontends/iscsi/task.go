@@ -63,14 +63,14 @@ type task struct {
 	tail    [3 + pdu.DigestSize]byte
 }
 
-var tasks = sync.Pool{New: func() any {
-	t := new(task)
-	t.req.Done, t.req.Check = t.done, t.still // once: a method value is an allocation
-	return t
-}}
+var tasks sync.Pool
 
 func (s *session) newTask(h *pdu.Header) *task {
-	t := tasks.Get().(*task)
+	t, _ := tasks.Get().(*task)
+	if t == nil {
+		t = new(task)
+		t.req.Done, t.req.Check = t.done, t.still // once: a method value is an allocation
+	}
 	t.s, t.tag, t.lun, t.immediate, t.lapses = s, h.TaskTag(), h.LUN(), h.Immediate(), s.lapses.since
 	if h.Flags()&pdu.FlagRead != 0 {
 		t.wantIn = int64(h.ExpectedLength())

@@ -35,6 +35,9 @@ type unit struct {
 	revision uint64
 	text     string
 	reserved atomic.Pointer[scsi.Reservations]
+	asking   map[string]int     // texts that changes through this gateway are about to store: who asked tells
+	serial   uint64             // of the last event that was dealt with
+	ending   map[*echo]struct{} // what is under way here because of other gateways' events
 }
 
 // maxAttentions bounds what an initiator is told: of more, what was first is the most.
@@ -47,7 +50,8 @@ type attentions struct {
 }
 
 func newUnit(s *Server, d Disk) *unit {
-	u := &unit{server: s, name: d.Name, tag: d.Tag, target: s.targetName(d.Name, d.Tag), members: map[*session]*attentions{}, size: d.Size, replaced: d.Replaced, id: d.ID}
+	u := &unit{server: s, name: d.Name, tag: d.Tag, target: s.targetName(d.Name, d.Tag), members: map[*session]*attentions{},
+		ending: map[*echo]struct{}{}, asking: map[string]int{}, size: d.Size, replaced: d.Replaced, id: d.ID}
 	u.reserved.Store(new(scsi.Reservations))
 	u.rebuild(d)
 	u.told = u.view().Groups
@@ -153,6 +157,13 @@ func (u *unit) refresh() {
 
 // update looks at the catalog, and tells the sessions what has changed.
 func (u *unit) update(now uint64) {
+	for _, e := range u.takeIn(now) {
+		e.run()
+	}
+}
+
+// takeIn is update, but for what other gateways have done that ends commands here.
+func (u *unit) takeIn(now uint64) (echoes []*echo) {
 	v := u.server.cfg.Volumes
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -163,11 +174,11 @@ func (u *unit) update(now uint64) {
 				s.end(errGone)
 			}
 		}
-		return
+		return nil
 	}
 	text, revision, err := v.Reservations(u.name, u.tag)
 	if err == nil && revision != u.revision {
-		u.adopt(text, revision)
+		echoes = u.adopt(text, revision)
 	}
 	if d.Replaced != u.replaced {
 		u.replaced = d.Replaced
@@ -185,6 +196,7 @@ func (u *unit) update(now uint64) {
 	u.rebuild(d)
 	u.seen.Store(now)
 	u.valid.Store(true)
+	return echoes
 }
 
 // paths are states of target port groups as initiators are shown them. Who owns a volume changes with each
@@ -255,20 +267,25 @@ func (u *unit) reopen() {
 
 // adopt takes in reservations that somebody changed through another gateway, and tells the
 // initiators here whom that concerns. The caller holds mu.
-func (u *unit) adopt(text string, revision uint64) {
+func (u *unit) adopt(text string, revision uint64) (echoes []*echo) {
 	next, err := scsi.DecodeReservations(text)
 	if err != nil {
 		u.server.log.Error("reservations of a volume cannot be read", "target", u.target, "err", err)
-		return
+		return nil
 	}
+	if u.revision != 0 || u.valid.Load() { // else it was before this gateway had the unit
+		echoes = u.echoes(&next)
+	}
+	u.serial = next.Serial()
 	before := u.reserved.Load()
 	for s := range u.members {
-		if c, ok := next.News(before, s.nexus); ok {
+		if c, ok := next.News(before, s.nexus); ok && u.asking[text] == 0 {
 			u.tell(s, c)
 		}
 	}
 	u.revision, u.text = revision, text
 	u.reserved.Store(&next)
+	return echoes
 }
 
 // conflicts reports whether reservations keep a nexus from a command.
@@ -282,10 +299,17 @@ func (u *unit) conflicts(n scsi.Nexus, p *scsi.Plan) bool {
 	return live.Conflicts(n, p)
 }
 
-// live is r without a reservation of the old kind whose session here has ended, perhaps with
-// the gateway: it ends with its session, also before the catalog says so.
+// live is r without a reservation of the old kind whose session has ended, perhaps with its
+// gateway: it ends with its session, also before the catalog says so.
 func (u *unit) live(r scsi.Reservations) scsi.Reservations {
-	if l := r.Legacy; l == nil || l.Node != u.server.cfg.Node {
+	l := r.Legacy
+	if l == nil {
+		return r
+	}
+	if l.Node != u.server.cfg.Node {
+		if !u.server.cfg.Volumes.Lives(l.Node, l.Life) {
+			r.Legacy = nil
+		}
 		return r
 	}
 	u.mu.Lock()
@@ -303,11 +327,13 @@ func (u *unit) live(r scsi.Reservations) scsi.Reservations {
 // gateway was quicker.
 const changeAttempts = 20
 
-// change carries out a change of the reservations. fn says what it is; ok false for none.
+// change carries out a change of the reservations. fn says what it is; ok false for none. When it
+// returns, all gateways go by it.
 func (u *unit) change(ctx context.Context, fn func(r scsi.Reservations) (next scsi.Reservations, fence, ok bool)) error {
 	v := u.server.cfg.Volumes
 	var err error
 	for range changeAttempts {
+		u.refresh() // what others have done is told before it is built upon
 		var text string
 		var revision uint64
 		if text, revision, err = v.Reservations(u.name, u.tag); err != nil {
@@ -321,19 +347,39 @@ func (u *unit) change(ctx context.Context, fn func(r scsi.Reservations) (next sc
 		if !ok {
 			return nil
 		}
-		var now uint64
-		if now, err = v.SetReservations(ctx, u.name, u.tag, revision, next.Encode(), fence && u.tag == ""); err == nil {
-			u.mu.Lock()
-			if now > u.revision { // who asked has told the initiators already
-				u.revision, u.text = now, next.Encode()
-				u.reserved.Store(&next)
-			}
-			u.mu.Unlock()
+		if err = u.store(ctx, revision, &next, fence); err == nil && !fence {
+			return v.Known(ctx) // who gave something up has somebody else take it through another gateway
+		}
+		if err == nil {
 			return nil
 		}
 		if !errors.Is(err, vdi.ErrStale) {
 			return err
 		}
+	}
+	return err
+}
+
+// store stores what a change comes to. Who asked for it tells the initiators here.
+func (u *unit) store(ctx context.Context, revision uint64, next *scsi.Reservations, fence bool) error {
+	text := next.Encode()
+	u.mu.Lock()
+	u.asking[text]++
+	u.mu.Unlock()
+	now, err := u.server.cfg.Volumes.SetReservations(ctx, u.name, u.tag, revision, text, fence)
+	var echoes []*echo
+	u.mu.Lock()
+	if u.asking[text]--; u.asking[text] == 0 {
+		delete(u.asking, text)
+	}
+	if err == nil && now > u.revision {
+		echoes = u.echoes(next)
+		u.revision, u.text, u.serial = now, text, next.Serial()
+		u.reserved.Store(next)
+	}
+	u.mu.Unlock()
+	for _, e := range echoes {
+		e.run()
 	}
 	return err
 }

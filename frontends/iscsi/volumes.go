@@ -48,9 +48,16 @@ type Volumes interface {
 	// revision, as far as this node knows.
 	Reservations(name, tag string) (text string, revision uint64, err error)
 	// SetReservations stores a text if the revision is still the newest, and returns the new
-	// one; vdi.ErrStale if it is not. With fence, what any gateway has under way by an older one has landed, or
-	// never will, when it returns.
+	// one; vdi.ErrStale if it is not. With fence, when it returns, all gateways go by it, and what any of
+	// them had under way by an older one has landed, or never will.
 	SetReservations(ctx context.Context, name, tag string, revision uint64, text string, fence bool) (uint64, error)
+	// Known returns when every gateway goes by what this one knows, and its Settle has returned, or is
+	// down and serves nobody.
+	Known(ctx context.Context) error
+	// Life counts the starts of this gateway. Lives reports whether a gateway may still have
+	// sessions that it had in a life.
+	Life() uint64
+	Lives(node string, life uint64) bool
 	// Own makes this gateway the disk's owner.
 	Own(ctx context.Context, name string) error
 }

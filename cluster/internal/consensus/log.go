@@ -364,6 +364,15 @@ func (l *Log) Failed() <-chan struct{} { return l.failed }
 // Err is valid after Failed.
 func (l *Log) Err() error { return fmt.Errorf("consensus: %w", l.err) }
 
+// Applied is the index of the newest entry that the machines of this node have applied.
+func (l *Log) Applied() uint64 { return l.host.progress.index() }
+
+// AwaitApplied waits until the machines of this node have applied the entry at an index. It fails with
+// the error of ctx, or when the log ends.
+func (l *Log) AwaitApplied(ctx context.Context, index uint64) error {
+	return l.host.progress.await(ctx, index, l.failed, l.stop)
+}
+
 // Leading reports whether this node leads.
 func (l *Log) Leading() bool {
 	l.mu.Lock()

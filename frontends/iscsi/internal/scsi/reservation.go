@@ -66,12 +66,64 @@ type Reservations struct {
 	Holder     *Holder        `json:"holder,omitempty"`
 	// Legacy is who has the unit by RESERVE(6), and through which gateway.
 	Legacy *Legacy `json:"legacy,omitempty"`
+	// Events are the last ones, the newest at the end.
+	Events []Event `json:"events,omitempty"`
+}
+
+// Event is something done through one gateway that ends commands at others, too.
+type Event struct {
+	Serial uint64    `json:"serial"` // counts them
+	Node   string    `json:"node"`   // the gateway
+	Kind   EventKind `json:"kind"`
+	Nexus  []Nexus   `json:"nexus,omitempty"` // Aborted: whose commands
+}
+
+// EventKind says what was done.
+type EventKind string
+
+// Kinds of events.
+const (
+	Reset   EventKind = "reset"   // of the unit
+	Cold    EventKind = "cold"    // and all sessions end
+	Cleared EventKind = "cleared" // the task set
+	Aborted EventKind = "aborted" // the commands of some
+)
+
+// maxEvents bounds the events that are kept. A gateway that has missed more takes it for a reset.
+const maxEvents = 8
+
+// Add adds an event.
+func (r *Reservations) Add(e Event) {
+	e.Serial = r.Serial() + 1
+	r.Events = append(slices.Clone(r.Events[max(0, len(r.Events)+1-maxEvents):]), e)
+}
+
+// Serial is that of the newest event.
+func (r *Reservations) Serial() uint64 {
+	if len(r.Events) == 0 {
+		return 0
+	}
+	return r.Events[len(r.Events)-1].Serial
+}
+
+// Since lists the events after one, but for those of a gateway itself.
+func (r *Reservations) Since(serial uint64, self string) (list []Event) {
+	if len(r.Events) > 0 && r.Events[0].Serial > serial+1 {
+		list = append(list, Event{Serial: r.Events[0].Serial - 1, Kind: Reset})
+	}
+	for _, e := range r.Events {
+		if e.Serial > serial && e.Node != self {
+			list = append(list, e)
+		}
+	}
+	return list
 }
 
 // Legacy is a reservation that ends with its session.
 type Legacy struct {
 	Nexus
 	Node string `json:"node"`
+	Life uint64 `json:"life,omitempty"` // which start of the gateway
 }
 
 // MaxRegistrations bounds the registrations of a unit.
@@ -90,7 +142,7 @@ func DecodeReservations(s string) (r Reservations, err error) {
 
 // Encode gives the state as a text, "" for none.
 func (r *Reservations) Encode() string {
-	if r.Generation == 0 && len(r.Keys) == 0 && r.Holder == nil && r.Legacy == nil {
+	if r.Generation == 0 && len(r.Keys) == 0 && r.Holder == nil && r.Legacy == nil && len(r.Events) == 0 {
 		return ""
 	}
 	b, err := json.Marshal(r)
