@@ -56,7 +56,10 @@ func (f *flock) begin(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := f.until(ctx, "the first node answers", func() bool { return f.dog("version") == nil }); err != nil {
+	if err := f.until(ctx, "the first node listens", func() bool {
+		l, err := net.Dial("tcp", f.host(0)+":7003")
+		return err == nil && l.Close() == nil
+	}); err != nil {
 		return err
 	}
 	if err := f.dog("cluster", "format", "-c", fmt.Sprint(len(f.nodes))); err != nil {

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,6 +24,8 @@ type clusterFigure struct {
 	Sheep    series  `json:"sheep"`
 	Original float64 `json:"original,omitempty"`
 	Vitastor float64 `json:"vitastor,omitempty"`
+	Disk     float64 `json:"disk,omitempty"`       // a raw file, here
+	DiskOf   float64 `json:"disk_there,omitempty"` // and where the original was measured
 	Goal     float64 `json:"goal_ratio,omitempty"` // to the original
 }
 
@@ -89,7 +93,13 @@ func (f *flock) requests(ctx context.Context, o options) (figures []clusterFigur
 		return nil, err
 	}
 	for _, c := range cases {
-		fig := clusterFigure{Case: c.name, Unit: c.unit, Original: c.original, Vitastor: c.vitastor, Goal: c.goal}
+		fig := clusterFigure{Case: c.name, Unit: c.unit, Original: c.original, Vitastor: c.vitastor, DiskOf: c.disk, Goal: c.goal}
+		if c.disk > 0 {
+			var err error
+			if fig.Disk, err = f.raw(ctx, c.name, o); err != nil {
+				return figures, err
+			}
+		}
 		for range o.rounds {
 			f.settle()
 			before := f.cpu()
@@ -105,6 +115,26 @@ func (f *flock) requests(ctx context.Context, o options) (figures []clusterFigur
 	return figures, f.dog("vdi", "delete", v.export)
 }
 
+// rawBytes is the size of the file that raw writes.
+const rawBytes = "512M"
+
+// raw is what a raw file on the same disk makes of writes like those of a case, each through to the disk.
+func (f *flock) raw(ctx context.Context, name string, o options) (float64, error) {
+	f.settle()
+	parts := strings.Split(name, "-") // as 4k-randwrite-fua-qd32
+	depth, err := strconv.Atoi(strings.TrimPrefix(parts[len(parts)-1], "qd"))
+	if err != nil {
+		return 0, err
+	}
+	file := filepath.Join(f.dir, "raw")
+	if _, err := exec.CommandContext(ctx, "fio", "--name=lay", "--filename="+file, "--rw=write", "--bs=1m", "--size="+rawBytes, "--end_fsync=1").Output(); err != nil {
+		return 0, fmt.Errorf("fio: %w: %s", err, stderrOf(err))
+	}
+	defer os.Remove(file)
+	value, _, err := fioJob(ctx, f.dir, o, parts[1], parts[0], depth, "--ioengine=libaio", "--direct=1", "--sync=1", "--filename="+file, "--size="+rawBytes)
+	return value, err
+}
+
 func shorts(values []float64) (list []string) {
 	for _, v := range values {
 		list = append(list, short(v))
@@ -116,8 +146,8 @@ func printCluster(figures []clusterFigure) {
 	if len(figures) == 0 {
 		return
 	}
-	fmt.Printf("\n%-22s %-5s %9s %9s %6s %12s %9s %6s %12s %14s\n", "work", "unit", "sheep", "original", "ratio", "goal", "Vitastor", "ratio", "CPU, µs/op", "largest, MiB")
-	fmt.Println(strings.Repeat("-", 112))
+	fmt.Printf("\n%-22s %-5s %9s %9s %6s %12s %9s %6s %9s %8s %12s %14s\n", "work", "unit", "sheep", "original", "ratio", "goal", "Vitastor", "ratio", "raw disk", "by disks", "CPU, µs/op", "largest, MiB")
+	fmt.Println(strings.Repeat("-", 131))
 	for _, x := range figures {
 		own := median(x.Sheep.Rounds)
 		cell := func(other float64) (figure, ratio string) {
@@ -128,14 +158,19 @@ func printCluster(figures []clusterFigure) {
 		}
 		original, originalRatio := cell(x.Original)
 		vitastor, vitastorRatio := cell(x.Vitastor)
+		disk, byDisks := cell(x.Disk)
+		if x.Disk > 0 { // as if the original had had this disk
+			byDisks = fmt.Sprintf("%.2f", own/x.Disk*x.DiskOf/x.Original)
+		}
 		goal := ""
 		if x.Goal > 0 {
 			goal = fmt.Sprintf("%.0fx %s", x.Goal, verdict(own >= x.Goal*x.Original))
 		}
-		fmt.Printf("%-22s %-5s %9s %9s %6s %12s %9s %6s %12.0f %14.0f\n", x.Case, x.Unit, short(own), original, originalRatio, goal, vitastor, vitastorRatio,
+		fmt.Printf("%-22s %-5s %9s %9s %6s %12s %9s %6s %9s %8s %12.0f %14.0f\n", x.Case, x.Unit, short(own), original, originalRatio, goal, vitastor, vitastorRatio, disk, byDisks,
 			median(x.Sheep.CPUMicros), median(x.Sheep.ResidentMB))
 	}
 	fmt.Println("\nCPU of all nodes together for one operation; see original.go for where the others' figures come from")
+	fmt.Println("raw disk: a file here, each write through to the disk; by disks: the ratio to the original, each held against a raw file where it was measured")
 }
 
 func verdict(met bool) string {

@@ -54,37 +54,41 @@ var groups = []group{
 // fio runs one job of fio's NBD engine on one connection.
 func fio(rw, bs string, depth int) func(context.Context, *server, options) (float64, float64, error) {
 	return func(ctx context.Context, s *server, o options) (value, ops float64, err error) {
-		cmd := exec.CommandContext(ctx, "fio", "--name=j", "--ioengine=nbd", "--uri="+s.uri(), "--rw="+rw, "--bs="+bs,
-			fmt.Sprint("--iodepth=", depth), fmt.Sprintf("--size=%dM", o.sizeMiB), "--time_based",
-			fmt.Sprint("--runtime=", int(o.runtime.Seconds())), "--output-format=json", "--norandommap", "--randrepeat=0", "--fallocate=none")
-		cmd.Dir = s.dir
-		out, err := cmd.Output()
-		if err != nil {
-			return 0, 0, fmt.Errorf("fio: %w: %s", err, stderrOf(err))
-		}
-		var r struct {
-			Jobs []struct {
-				Read, Write struct {
-					IOPS     float64 `json:"iops"`
-					BWBytes  float64 `json:"bw_bytes"`
-					TotalIOs float64 `json:"total_ios"`
-				}
+		return fioJob(ctx, s.dir, o, rw, bs, depth, "--ioengine=nbd", "--uri="+s.uri(), fmt.Sprintf("--size=%dM", o.sizeMiB), "--fallocate=none")
+	}
+}
+
+// fioJob runs one job of fio in a directory. Its value is IOPS if blocks are 4 KiB, else MB/s.
+func fioJob(ctx context.Context, dir string, o options, rw, bs string, depth int, args ...string) (value, ops float64, err error) {
+	cmd := exec.CommandContext(ctx, "fio", append(args, "--name=j", "--rw="+rw, "--bs="+bs, fmt.Sprint("--iodepth=", depth), "--time_based",
+		fmt.Sprint("--runtime=", int(o.runtime.Seconds())), "--output-format=json", "--norandommap", "--randrepeat=0")...)
+	cmd.Dir = dir
+	out, err := cmd.Output()
+	if err != nil {
+		return 0, 0, fmt.Errorf("fio: %w: %s", err, stderrOf(err))
+	}
+	var r struct {
+		Jobs []struct {
+			Read, Write struct {
+				IOPS     float64 `json:"iops"`
+				BWBytes  float64 `json:"bw_bytes"`
+				TotalIOs float64 `json:"total_ios"`
 			}
 		}
-		start := strings.IndexByte(string(out), '{') // warnings may come first
-		if start < 0 {
-			return 0, 0, fmt.Errorf("fio printed no JSON: %s", out)
-		}
-		if err := json.Unmarshal(out[start:], &r); err != nil || len(r.Jobs) != 1 {
-			return 0, 0, fmt.Errorf("fio's output: %v: %s", err, out)
-		}
-		j := r.Jobs[0]
-		ops = j.Read.TotalIOs + j.Write.TotalIOs
-		if bs == "4k" {
-			return j.Read.IOPS + j.Write.IOPS, ops, nil
-		}
-		return (j.Read.BWBytes + j.Write.BWBytes) / 1e6, ops, nil
 	}
+	start := strings.IndexByte(string(out), '{') // warnings may come first
+	if start < 0 {
+		return 0, 0, fmt.Errorf("fio printed no JSON: %s", out)
+	}
+	if err := json.Unmarshal(out[start:], &r); err != nil || len(r.Jobs) != 1 {
+		return 0, 0, fmt.Errorf("fio's output: %v: %s", err, out)
+	}
+	j := r.Jobs[0]
+	ops = j.Read.TotalIOs + j.Write.TotalIOs
+	if bs == "4k" {
+		return j.Read.IOPS + j.Write.IOPS, ops, nil
+	}
+	return (j.Read.BWBytes + j.Write.BWBytes) / 1e6, ops, nil
 }
 
 // fua writes 4 KiB blocks at random places with FUA, so many in flight on one connection.
