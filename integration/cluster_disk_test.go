@@ -16,7 +16,7 @@ import (
 // One of a node's two disks fails under load: clients do not notice, what it held is made anew, and the
 // node counts for what it still has.
 func TestFlockLosesDisk(t *testing.T) {
-	if crashRounds(0) == 0 {
+	if !soaking() {
 		t.Skip("takes a loop device: make soak")
 	}
 	dir, bad := t.TempDir(), rig.Ext4(t, "400M")

@@ -19,7 +19,7 @@ const stallLimit = 5 * time.Second
 // patience is what a limit is multiplied by where other work shares the processors: make
 // soak measures, the short run finds what never ends.
 func patience() time.Duration {
-	if crashRounds(0) > 0 {
+	if soaking() {
 		return 1
 	}
 	return 4
@@ -49,7 +49,7 @@ func TestFlockSurvivesNodes(t *testing.T) {
 		reportStall(t, h, fmt.Sprintf("kill -9 of n%d, whole %v after its start", i+1, took.Round(time.Millisecond)), stallLimit)
 	}
 	hangs := []time.Duration{time.Second, 5 * time.Second}
-	if crashRounds(0) > 0 {
+	if soaking() {
 		hangs = append(hangs, 15*time.Second)
 	}
 	for _, hang := range hangs {

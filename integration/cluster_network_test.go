@@ -32,7 +32,7 @@ func TestFlockSurvivesCutPort(t *testing.T) {
 		{"nothing comes to the peer port or from it", func() { net.CutPort(i, true) }},
 		{"nothing comes to the node at all", func() { net.Deafen(i) }},
 	}
-	if crashRounds(0) == 0 {
+	if !soaking() {
 		cuts = cuts[:1] // the others are make soak's
 	}
 	for _, cut := range cuts {
@@ -146,7 +146,7 @@ func cutLink(t *testing.T, f *rig.Flock, net *rig.Net, try int) bool {
 // Where no part has most of the voters, nobody is answered; when the cut is healed all go on, and
 // nothing is lost.
 func TestFlockPartitionWithoutMajority(t *testing.T) {
-	if crashRounds(0) == 0 {
+	if !soaking() {
 		t.Skip("takes five nodes and half a minute: make soak")
 	}
 	f, net := newNetFlock(t, 5, 3)
@@ -182,7 +182,7 @@ func TestFlockPartitionWithoutMajority(t *testing.T) {
 
 // Sixteen nodes find each other and share everything.
 func TestFlockOfSixteen(t *testing.T) {
-	if crashRounds(0) == 0 {
+	if !soaking() {
 		t.Skip("takes sixteen daemons: make soak")
 	}
 	began := time.Now()

@@ -236,6 +236,9 @@ func crashRounds(usual int) int {
 	return usual
 }
 
+// soaking reports whether this is `make soak`, which has time for all.
+func soaking() bool { return crashRounds(0) > 0 }
+
 // TestCrash kills the daemon with SIGKILL at random moments under load, again and again. What was
 // answered is there (the operating system lives on, so more than what was flushed must be), every block is
 // one of those that may be there, and no checksum complains. Some rounds take a snapshot under load: it
@@ -244,7 +247,7 @@ func TestCrash(t *testing.T) {
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "crash", strconv.Itoa(crashVolumeBytes))
 	l := &load{t: t, sheep: s, model: newModel(crashBlocks)}
-	rounds := crashRounds(60)
+	rounds := crashRounds(30)
 	var slowest time.Duration
 	for round := range rounds {
 		var snap *shot

@@ -86,7 +86,7 @@ func guestScripts(t *testing.T, f *rig.Flock, names ...string) string {
 
 // The kernel's own clients in a real Linux guest. NBD: a file system is made, filled, trimmed, checked and
 // found again, over one connection and over four. iSCSI: logins, reservations, resize, restarts of the gateway; then
-// two gateways as paths of one disk.
+// (in make soak) two gateways as paths of one disk.
 func TestGuest(t *testing.T) {
 	f := guestFlock(t)
 	g := rig.NewGuest(t)
@@ -94,9 +94,9 @@ func TestGuest(t *testing.T) {
 		f.Nodes[0].Dog("vdi", "create", name, "128M")
 		f.Know(name)
 	}
-	parts := []string{"nbd", "iscsi", "multipath"}
-	if os.Getenv("SOAK_ROUNDS") != "" {
-		parts = append(parts, "rolling")
+	parts := []string{"nbd", "iscsi"}
+	if soaking() {
+		parts = append(parts, "multipath", "rolling")
 	}
 	out := g.Run(8*time.Minute, guestHooks(t, f), guestScripts(t, f, parts...))
 	if testing.Verbose() {

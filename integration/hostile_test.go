@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"strconv"
 	"sync"
 	"testing"
@@ -165,7 +164,7 @@ func TestConnects(t *testing.T) {
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "vm1", "64M")
 	connects := 20_000 // and 100 000 in `make soak`
-	if os.Getenv("SOAK_ROUNDS") != "" {
+	if soaking() {
 		connects = 100_000
 	}
 	idle := make([]*client.Conn, 0, 1000)

@@ -76,7 +76,7 @@ func held(t *testing.T, s *rig.Sheep) (descriptors, goroutines int) {
 // soak they are 70 000: gotgt's session handles were used up by 65 535.
 func TestISCSIConnects(t *testing.T) {
 	n := 3000
-	if os.Getenv("SOAK_ROUNDS") != "" {
+	if soaking() {
 		n = 70_000
 	}
 	s := rig.Start(t, rig.Options{})

@@ -35,13 +35,16 @@ func TestThinVolumes(t *testing.T) {
 	mustRead(t, s, "huge", 17<<40, make([]byte, 4096))
 }
 
-// A snapshot of a volume of 256 GiB, one block written in every object, takes under 200 ms, and so does a
+// A snapshot of a volume of 256 GiB, one block written in every object (in every fourth one outside make soak), takes under 200 ms, and so does a
 // clone; and the daemon is back in under 2 s with all those objects.
 func TestSnapshotOfLargeVolume(t *testing.T) {
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "vm", "256G")
 	c := s.Dial("vm")
-	const objects = 256 << 30 / (4 << 20)
+	objects := uint64(256 << 30 / (4 << 20))
+	if !soaking() {
+		objects /= 4
+	}
 	p := rig.Random(1, 4096)
 	window := make(chan (<-chan error), 64)
 	failed := make(chan error, 1)
@@ -57,7 +60,7 @@ func TestSnapshotOfLargeVolume(t *testing.T) {
 		}
 	}()
 	began := time.Now()
-	for i := range uint64(objects) {
+	for i := range objects {
 		window <- c.Start(client.CmdWrite, 0, i<<22, 4096, p)
 	}
 	close(window)

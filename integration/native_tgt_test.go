@@ -198,6 +198,9 @@ func fioOverTgt(t *testing.T, uri, size string, meanwhile func()) {
 // tgt against three nodes: a tgtd at each of two shares the volume; fio verifies what it wrote while nodes are killed, the sheep
 // that tgtd talks to among them; then a tgtd is killed. NBD has the same data, through the third.
 func TestNativeTgtCluster(t *testing.T) {
+	if !soaking() {
+		t.Skip("takes a minute: make soak")
+	}
 	rig.Need(t, "tgtd", "tgtadm", "iscsi-test-cu", "qemu-io", "qemu-img", "qemu-nbd", "fio")
 	f := rig.NewFlock(t, 3, 3)
 	f.Nodes[0].Dog("vdi", "create", "vm", "32M")
