@@ -153,7 +153,11 @@ func (in *incoming) repair() (err error) {
 	r.distrust(key, own)
 	theirs, sums, failure := src.sums(r.ctx, own)
 	if isNotFound(failure) {
-		return r.cfg.Store.Delete(r.ctx, key)
+		if err := r.cfg.Store.Delete(r.ctx, key); err != nil {
+			return err
+		}
+		r.damaged.Delete(key)
+		return nil
 	}
 	if failure != nil {
 		return failure
@@ -162,6 +166,10 @@ func (in *incoming) repair() (err error) {
 	case isNotFound(err):
 	case errors.Is(err, object.ErrCorrupt) || err == nil && mine.SizeShift != theirs.SizeShift:
 		r.damaged.Store(key, true) // what is missing here is not missing for want of space
+		// The object is as old as the mark, or older: half of it would pass for the whole after a crash.
+		if err := in.part.forget(); err != nil {
+			return err
+		}
 		if err := r.cfg.Store.Delete(r.ctx, key); err != nil {
 			return err
 		}

@@ -400,7 +400,7 @@ func (r *Replicas) Close() {
 }
 
 // Marks returns for each partition the version up to which everything is in this node's
-// store. It is to be kept when everything has been made durable after the call.
+// store; nothing for one in which an object is being made anew because it was rotten. It is to be kept when everything has been made durable after the call.
 func (r *Replicas) Marks() map[object.Group]replica.Mark {
 	marks := maps.Clone(r.cfg.Marks) // of those that were not looked at since
 	if marks == nil {
@@ -415,6 +415,10 @@ func (r *Replicas) Marks() map[object.Group]replica.Mark {
 			marks[p.group] = *m
 		}
 	}
+	r.damaged.Range(func(key, _ any) bool {
+		delete(marks, key.(object.Key).Group)
+		return true
+	})
 	return marks
 }
 
