@@ -62,6 +62,7 @@ type page struct {
 type pageWrite struct {
 	finished bool
 	err      error
+	undo     []func() // of the changes, if it is known not to be carried out
 }
 
 // lookup returns an index's entry, or false if its page must be loaded first.
@@ -200,18 +201,20 @@ func (s *Service) fence(ctx context.Context, v catalog.VDI) error {
 // store writes the page of an index to the map object. Those who ask while a writing is
 // under way are served together by the next one.
 func (c *core) store(ctx context.Context, m *mapping, index uint32, p *page, fua bool) error {
-	return c.storeWith(ctx, m, index, p, fua, func() {})
+	return c.storeWith(ctx, m, index, p, fua, func() {}, func() {})
 }
 
 // storeWith is store after change, which makes the index's entry a new one. No writing that began
-// before has that entry: if this one is refused as stale, it is not stored.
-func (c *core) storeWith(ctx context.Context, m *mapping, index uint32, p *page, fua bool, change func()) error {
+// before has that entry: if this one is refused as stale, it is not stored. If there was no space for
+// it, it is not stored either, and undo is called before another writing begins.
+func (c *core) storeWith(ctx context.Context, m *mapping, index uint32, p *page, fua bool, change, undo func()) error {
 	p.mu.Lock()
 	change()
 	if p.result == nil {
 		p.result = new(pageWrite)
 	}
 	mine := p.result
+	mine.undo = append(mine.undo, undo)
 	p.fua = p.fua || fua
 	for p.active && !mine.finished {
 		p.done.Wait()
@@ -228,7 +231,12 @@ func (c *core) storeWith(ctx context.Context, m *mapping, index uint32, p *page,
 	err := c.writePage(ctx, m, index/pageEntries, b, fua)
 
 	p.mu.Lock()
-	mine.finished, mine.err, p.active = true, err, false
+	if errors.Is(err, object.ErrNoSpace) {
+		for _, undo := range mine.undo {
+			undo()
+		}
+	}
+	mine.finished, mine.err, mine.undo, p.active = true, err, nil, false
 	p.done.Broadcast()
 	p.mu.Unlock()
 	return err

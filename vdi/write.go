@@ -242,16 +242,20 @@ func (t *transition) copy(ctx context.Context, ancestor object.VID) error {
 }
 
 // enter stores the new entry; durably, then e must be settled, or else with the next
-// flush. If that fails the entry stays in memory as a pending one: nobody knows whether
-// it is stored, so the next write stores it again.
+// flush. If there is no space for it the entry is what it was. If it fails otherwise the
+// entry stays in memory as a pending one: nobody knows whether it is stored, so the next
+// write stores it again.
 func (t *transition) enter(ctx context.Context, e uint32, durably bool) error {
 	slot := &t.pg.entries[t.p.index%pageEntries]
 	t.c.changed.Store(true)
-	err := t.c.storeWith(ctx, t.m, t.p.index, t.pg, durably, func() { slot.Store(e | pending | volatile) })
+	var was uint32
+	err := t.c.storeWith(ctx, t.m, t.p.index, t.pg, durably, func() { was = slot.Swap(e | pending | volatile) }, func() { slot.Store(was) })
 	t.c.changes.Add(1) // not before: who knows of the change shall read the new entry
 	atomic.StoreInt32(&t.p.parent.span.changed, 1)
 	if err != nil {
-		t.c.noteDoubt(t.p.index)
+		if slot.Load()&pending != 0 {
+			t.c.noteDoubt(t.p.index)
+		}
 		return err
 	}
 	if durably {
