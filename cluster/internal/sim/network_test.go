@@ -247,7 +247,7 @@ var mutations = []struct {
 }{
 	{ackEarly, "epochs", 10}, {wrongSource, "epochs", 10}, {skipGeneration, "anything", 10}, {skipSettle, "epochs", 40},
 	{ignoreLease, "leases", 200}, {trustFlushes, "blackouts", 100}, {trustMarks, "blackouts", 200},
-	{skipEpoch, "epochs", 100}, {forgetDrain, "anything", 60}, {takeUndecided, "doubts", 200},
+	{skipEpoch, "epochs", 100}, {forgetDrain, "epochs", 250}, {takeUndecided, "doubts", 200},
 }
 
 // mutate makes the mistakes that are made on the way; true: the call is dealt with.
