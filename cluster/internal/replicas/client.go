@@ -1,6 +1,8 @@
 package replicas
 
 import (
+	"sync"
+
 	"github.com/zeebo/xxh3"
 
 	"sheepdog/cluster/internal/peer"
@@ -12,9 +14,11 @@ import (
 // Forward is a Task on its way to its primary. Its owner may use it again after Done.
 type Forward struct {
 	Task
-	call peer.Call
-	head [maxHead]byte
-	list []replica.Peer
+	call    peer.Call
+	head    [maxHead]byte
+	list    []replica.Peer
+	from    *Replicas
+	reading sync.Mutex // held by who copies Data: see kept
 }
 
 // Forward brings a task to the primary to, this node or another one, under t.Epoch, and
@@ -27,14 +31,16 @@ func (r *Replicas) Forward(to replica.Peer, epoch state.Epoch, f *Forward, done 
 		return
 	}
 	t := &f.Task
-	m := act{route{t.Group, epoch, to.Incarnation}, action{t.Verb, t.Flags, t.SizeShift, t.ID, t.Off, t.Len, 0}, t.Volume, t.Generation}
+	m := act{route{t.Group, epoch, to.Incarnation}, action{t.Verb, t.Flags, t.SizeShift, t.ID, t.Off, t.Len, 0}, t.Volume, t.Generation, 0}
 	c := &f.call
 	c.Class, c.Op, c.Data, c.Want, c.ReplyData, c.ReplyHead = peer.Data, opAct, nil, 0, nil, c.ReplyHead[:0]
 	switch t.Verb {
 	case VerbRead:
 		c.ReplyData, c.Want = t.Data, len(t.Data)
 	case VerbWrite:
-		m.sum = xxh3.Hash(t.Data)
+		t.sum = xxh3.Hash(t.Data)
+		f.from, t.number = r, r.kept.keep(f)
+		m.sum, m.keeps = t.sum, t.number
 		c.Data = t.Data
 	case VerbStat, VerbSums, VerbList:
 		c.Want = peer.MaxData
@@ -48,6 +54,10 @@ func (r *Replicas) Forward(to replica.Peer, epoch state.Epoch, f *Forward, done 
 func forwarded(c *peer.Call) {
 	f := c.State.(*Forward)
 	t := &f.Task
+	if t.number != 0 {
+		f.from.kept.drop(f, t.number)
+		t.number, t.sum = 0, 0
+	}
 	t.Holders = nil
 	if t.Err = unknown(c.Err); t.Err == nil {
 		t.Err = f.answer()

@@ -11,7 +11,7 @@
 // # Changes and repairs
 //
 // A change goes to members as it came, with the xxh3 of its data, which the receiver
-// checks. A repair is pulled: the primary says which object, the other side asks for its
+// checks. A member that sent it to the primary, as a gateway, has the data still: see kept. A repair is pulled: the primary says which object, the other side asks for its
 // checksums, and takes the blocks that differ. The primary holds the object meanwhile, so
 // what is pulled belongs together.
 //

@@ -19,6 +19,8 @@ type incoming struct {
 
 	change   change
 	effect   replica.Effect // the Apply of change
+	data     []byte         // of change
+	own      *[]byte        // what it lies in, if this node had kept it
 	write    object.Request
 	question question
 	task     Task          // opAct
@@ -131,6 +133,7 @@ func (in *incoming) act() error {
 	t.Group, t.Epoch, t.Verb, t.Flags, t.SizeShift = m.group, m.epoch, m.verb, m.flags, m.shift
 	t.ID, t.Off, t.Len, t.Volume, t.Generation = m.id, m.off, m.len, m.volume, m.generation
 	t.Data, t.Done = nil, in.acted
+	t.number, t.keeper = m.keeps, in.from
 	switch m.verb {
 	case VerbRead:
 		if len(in.req.ReplyData) < int(m.len) {
@@ -202,16 +205,21 @@ func (in *incoming) takeChange() error {
 		return errMessage
 	case in.req.Op == opChange && !m.verb.Changes():
 		return errMessage
-	case m.verb == VerbWrite && in.req.Op == opChange && (len(in.req.Data) != int(m.len) || xxh3.Hash(in.req.Data) != m.sum):
+	case m.kept != 0 && (m.verb != VerbWrite || in.req.Op != opChange || len(in.req.Data) > 0):
+		return errMessage
+	case m.verb == VerbWrite && in.req.Op == opChange && m.kept == 0 && (len(in.req.Data) != int(m.len) || xxh3.Hash(in.req.Data) != m.sum):
 		return errDamaged
 	}
 	if err := in.find(&m.route); err != nil {
 		return err
 	}
+	in.change = m
+	if err := in.takeData(); err != nil {
+		return err
+	}
 	if in.req.Op == opChange {
 		in.r.clients.Add(1)
 	}
-	in.change = m
 	in.part.post(event{kind: evReceive, batch: true, in: in})
 	return nil
 }
@@ -229,7 +237,7 @@ func (in *incoming) store() {
 		in.write = object.Request{
 			Op:    [...]object.Op{VerbWrite: object.OpWrite, VerbZero: object.OpZero, VerbDiscard: object.OpDiscard}[m.verb],
 			Flags: m.flags, SizeShift: m.shift, ID: m.id, Policy: m.group.Policy, Partition: m.group.Partition,
-			Off: m.off, Len: m.len, Data: in.req.Data, Version: m.version, Done: incomingStored, Owner: in,
+			Off: m.off, Len: m.len, Data: in.data, Version: m.version, Done: incomingStored, Owner: in,
 		}
 		in.r.cfg.Store.Submit(&in.write)
 	}
@@ -263,6 +271,7 @@ func (in *incoming) stored(err error) {
 // reply answers what the partition was asked.
 func (in *incoming) reply(e *replica.Effect) {
 	req := in.req
+	in.leaveData()
 	switch {
 	case e.Err != nil || req.Op == opChange || req.Op == opRepair:
 		if req.Op == opChange && e.Err == nil && in.r.cfg.Store.Tight(in.part.group) {

@@ -26,7 +26,8 @@ type part struct {
 	waiting []event // until then
 	unsent  bool    // something was submitted and not kicked
 
-	underway int // repairs of learners, as counted in Replicas.repairs
+	underway int  // repairs of learners, as counted in Replicas.repairs
+	brought  bool // something was, since a learner made things durable last
 
 	idle     atomic.Bool
 	primary  atomic.Bool
@@ -219,7 +220,9 @@ func (p *part) note() {
 	p.idle.Store(p.p.Idle())
 	p.primary.Store(p.p.Primary())
 	p.serving.Store(p.p.Serving())
-	p.wanted.Store(int64(p.p.Wanted()))
+	if n := int64(p.p.Wanted()); n != p.wanted.Load() {
+		p.r.wanted.Add(n - p.wanted.Swap(n))
+	}
 	p.tight.Store(p.p.Tight())
 	p.copies.Store(int32(p.p.Copies()))
 	p.starved.Store(p.p.Starved())

@@ -72,7 +72,15 @@ func (p *part) list(e *replica.Effect) {
 // sync carries out SyncPeer.
 func (p *part) sync(e *replica.Effect) {
 	to, epoch := e.To, e.Epoch
+	burden := int64(0)
+	if p.brought {
+		p.brought, burden = false, 1
+	}
+	p.r.settling.Add(burden)
 	p.do(to, p.r.syncCall(to), func(now replica.Time, q *replica.Partition, c *peer.Call) {
+		if p.r.settling.Add(-burden); burden > 0 {
+			signal(p.r.wake)
+		}
 		q.Synced(now, to, epoch, c.Err)
 	})
 }
@@ -128,14 +136,10 @@ func (p *part) repair(e *replica.Effect) {
 	op, to, id, epoch := e.Op, e.To, e.ID, e.Epoch
 	m := change{route: route{p.group, epoch, to.Incarnation}, session: e.Session, mark: e.Mark, action: action{id: id}}
 	c := &peer.Call{Class: peer.Commit, Op: opRepair, Head: m.append(nil)}
-	began := p.r.now()
 	if op != nil {
-		c.Class = peer.Bulk
+		c.Class, p.brought = peer.Bulk, true
 	}
 	p.do(to, c, func(now replica.Time, q *replica.Partition, c *peer.Call) {
-		if op != nil {
-			p.r.pace.spent(time.Duration(now - began))
-		}
 		if d := (decoder{b: c.ReplyHead}); op != nil && c.Err == nil {
 			p.r.recovery.brought(now, to, d.u64())
 		}

@@ -119,17 +119,22 @@ type Replicas struct {
 	recovery recovery
 	pace     pace
 	clients  atomic.Uint64 // requests of clients that this node had a part in
+	waiting  atomic.Int64  // those under way here as the primary
+	paced    atomic.Bool   // something is to be brought to learners
 	taking   atomic.Int32  // repairs of this node as a learner
 	damaged  sync.Map      // object.Key of what was removed because it was rotten, and is not replaced yet
 	purging  chan struct{} // has room for those that may purge
 
-	out     outbox
-	flights flights
-	marks   outMarks
-	repairs atomic.Int64 // of learners, under way
-	wake    chan struct{}
-	kicks   chan struct{}
-	Count   Counters
+	out      outbox
+	flights  flights
+	kept     kept
+	marks    outMarks
+	wanted   atomic.Int64 // objects that wait to be brought to learners
+	repairs  atomic.Int64 // of learners, under way
+	settling atomic.Int64 // learners that make durable what they were brought
+	wake     chan struct{}
+	kicks    chan struct{}
+	Count    Counters
 }
 
 // Counters count what was done since the start.
@@ -356,7 +361,7 @@ func (r *Replicas) Tick() {
 	r.marks.send(r)
 	r.spaces.tick(r)
 	r.healer.tick(r)
-	r.pace.tick(r.now(), r.clients.Load())
+	r.pass()
 	r.grant()
 	r.Kick()
 }

@@ -3,6 +3,7 @@ package replicas
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/zeebo/xxh3"
 
@@ -58,11 +59,20 @@ type Task struct {
 	members  []replica.Peer // VerbCompare: with whom
 	findings []Finding
 
+	began  replica.Time // 0: not measured
+	beside bool         // something was on its way to a learner then
+
 	op    replica.Op
 	part  *part
 	epoch state.Epoch // of the Apply under way
 	req   object.Request
 	sum   uint64 // of Data, for the members
+
+	// The data is kept under a number until the task is answered: by this node, or by the gateway
+	// that the task came from. 0: it is not.
+	number uint64
+	keeper replica.Peer
+
 	sends []*send
 }
 
@@ -74,6 +84,8 @@ type send struct {
 	busy  bool
 	call  peer.Call
 	head  [maxHead]byte
+
+	message change
 }
 
 // Submit starts a task. It may be held back until Kick. Done is called once, possibly
@@ -104,7 +116,13 @@ func (r *Replicas) Submit(t *Task) {
 		t.Done(t)
 		return
 	}
-	t.part = p
+	t.part, t.began = p, 0
+	if t.Verb < VerbCompare {
+		r.waiting.Add(1)
+		if t.counts() && r.paced.Load() {
+			t.began, t.beside = r.now(), r.burden() > 0
+		}
+	}
 	t.op = replica.Op{ID: t.ID, Read: !t.Verb.Changes(), Whole: t.Verb >= VerbDelete, Grows: t.grows(), Owner: t}
 	first := uint64(t.Off) &^ (object.BlockSize - 1)
 	end := (uint64(t.Off) + uint64(t.Len) + object.BlockSize - 1) &^ (object.BlockSize - 1)
@@ -203,7 +221,8 @@ func (t *Task) send(e *replica.Effect) {
 		t.sends = append(t.sends, s)
 	}
 	s.busy, s.to, s.epoch = true, e.To, e.Epoch
-	m := change{
+	m := &s.message
+	*m = change{
 		route: route{t.Group, e.Epoch, e.To.Incarnation}, session: e.Session, version: e.Version, mark: e.Mark,
 		action: action{t.Verb, t.Flags, t.SizeShift, t.ID, t.Off, t.Len, 0},
 	}
@@ -213,7 +232,9 @@ func (t *Task) send(e *replica.Effect) {
 		if t.sum == 0 {
 			t.sum = xxh3.Hash(t.Data)
 		}
-		c.Data, m.sum = t.Data, t.sum
+		if c.Data, m.sum = t.Data, t.sum; t.keeps(e.To) {
+			c.Data, m.kept = nil, t.number
+		}
 	}
 	c.Class, c.Op, c.Head = peer.Commit, opChange, m.append(s.head[:0])
 	c.Deadline = t.part.r.deadline()
@@ -222,6 +243,9 @@ func (t *Task) send(e *replica.Effect) {
 
 func sendDone(c *peer.Call) {
 	s := c.State.(*send)
+	if s.withData() {
+		return
+	}
 	s.task.part.post(event{kind: evAcked, batch: true, send: s})
 }
 
@@ -230,8 +254,15 @@ func (t *Task) counts() bool { return t.Volume != 0 && t.Verb.Changes() }
 
 // finish gives the task back.
 func (t *Task) finish(holders []replica.Peer) {
+	r := t.part.r
 	if t.counts() {
-		t.part.r.flights.ended(t)
+		r.flights.ended(t)
+	}
+	if t.Verb < VerbCompare {
+		r.waiting.Add(-1)
+	}
+	if t.began != 0 && t.op.Err == nil {
+		r.pace.took(time.Duration(r.now()-t.began), t.beside || r.burden() > 0)
 	}
 	t.Err, t.part, t.sum = t.op.Err, nil, 0
 	if t.Err == nil && t.Verb.Changes() {

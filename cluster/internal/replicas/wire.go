@@ -37,6 +37,7 @@ var Errors = map[uint16]error{
 	peer.FirstErrorCode:     replica.ErrRetry,
 	peer.FirstErrorCode + 1: replica.ErrEpoch,
 	peer.FirstErrorCode + 2: replica.ErrBusy,
+	peer.FirstErrorCode + 3: errNotKept,
 }
 
 // errDamaged: data is not what its sender says that it sent. It is sent again.
@@ -106,43 +107,47 @@ func (m *action) decode(d *decoder) {
 	m.id, m.off, m.len, m.sum = object.ID(d.u64()), d.u32(), d.u32(), d.u64()
 }
 
-// act is the head of opAct. Its reply's head has the holders of a change, or the xxh3 of
+// act is the head of opAct. keeps is the number under which the sender keeps the data of a write, so
+// that it need not be sent back to it; 0: it does not. Its reply's head has the holders of a change, or the xxh3 of
 // what was read.
 type act struct {
 	route
 	action
 	volume     object.VID
 	generation uint64
+	keeps      uint64
 }
 
 func (m *act) append(b []byte) []byte {
 	b = m.action.append(m.route.append(b))
 	b = le.AppendUint32(b, uint32(m.volume))
-	return le.AppendUint64(b, m.generation)
+	return le.AppendUint64(le.AppendUint64(b, m.generation), m.keeps)
 }
 
 func decodeAct(head []byte) (m act, err error) {
 	d := decoder{b: head}
 	m.route.decode(&d)
 	m.action.decode(&d)
-	m.volume, m.generation = object.VID(d.u32()), d.u64()
+	m.volume, m.generation, m.keeps = object.VID(d.u32()), d.u64(), d.u64()
 	return m, d.end()
 }
 
-// change is the head of opChange, and with version 0 that of opRepair.
+// change is the head of opChange, and with version 0 that of opRepair. kept: the data does not
+// follow, it is that of the write which the receiver keeps under this number.
 type change struct {
 	route
 	session uint32
 	version object.Version
 	mark    replica.Mark
 	action
+	kept uint64
 }
 
 func (m *change) append(b []byte) []byte {
 	b = m.route.append(b)
 	b = le.AppendUint32(b, m.session)
 	b = appendVersion(appendVersion(b, m.version), m.mark)
-	return m.action.append(b)
+	return le.AppendUint64(m.action.append(b), m.kept)
 }
 
 func decodeChange(head []byte) (m change, err error) {
@@ -151,6 +156,7 @@ func decodeChange(head []byte) (m change, err error) {
 	m.session = d.u32()
 	m.version, m.mark = d.version(), d.version()
 	m.action.decode(&d)
+	m.kept = d.u64()
 	return m, d.end()
 }
 
@@ -298,7 +304,7 @@ func unknown(err error) error {
 	if err == nil || errors.Is(err, replica.ErrRetry) || errors.Is(err, replica.ErrEpoch) {
 		return err
 	}
-	for _, kind := range []error{peer.ErrDisconnected, peer.ErrBusy, peer.ErrTimeout, peer.ErrClosed, object.ErrClosed} {
+	for _, kind := range []error{peer.ErrDisconnected, peer.ErrBusy, peer.ErrTimeout, peer.ErrClosed, object.ErrClosed, errNotKept} {
 		if errors.Is(err, kind) {
 			return fmt.Errorf("%w: %w", replica.ErrRetry, err)
 		}
