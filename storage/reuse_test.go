@@ -73,8 +73,11 @@ func TestReuseRefuses(t *testing.T) {
 // The power goes at every operation while a disk is emptied: it has all that it had, or nothing, or is
 // refused until it is emptied again. Never is a part of what it had taken for the whole.
 func TestReuseCrashes(t *testing.T) {
-	whole, partly, empty := 0, 0, 0
-	for at := int64(1); ; at++ {
+	whole, partly, empty, stride := 0, 0, 0, int64(1)
+	if raceDetector {
+		stride = 7
+	}
+	for at := int64(1); ; at += stride {
 		r, old := newRig(t, 1, 1), newReturning(t)
 		r.mustOpen()
 		r.work(5)
