@@ -221,20 +221,9 @@ func measureISCSI(ctx context.Context, o options, dir string, delay time.Duratio
 		targets, servers = append(targets, t), append(servers, &t.server)
 	}
 	for _, c := range wanted {
-		fig := figure{Case: c.name, Unit: "IOPS", Goal: c.goal, GoalAbsolute: c.absolute, Servers: map[string]*series{}}
-		for _, k := range kinds {
-			fig.Servers[k] = &series{}
-		}
-		for round := range o.rounds {
-			for i := range targets {
-				t := targets[(round+i)%len(targets)]
-				settle(servers)
-				m, err := t.measure(ctx, c, o)
-				if err != nil {
-					return nil, fmt.Errorf("%s, %s: %w", c.name, t.kind, err)
-				}
-				fig.Servers[t.kind].add(m)
-			}
+		fig := figure{Case: c.name, Unit: "IOPS", Goal: c.goal, GoalAbsolute: c.absolute}
+		if err := fig.alternate(ctx, o, servers, func(i int) (measurement, error) { return targets[i].measure(ctx, c, o) }); err != nil {
+			return nil, err
 		}
 		fmt.Println(fig.iscsiRow())
 		found = append(found, fig)

@@ -164,28 +164,37 @@ func (g group) measure(ctx context.Context, o options, dir string) (found []figu
 		if !o.only.MatchString(c.name) {
 			continue
 		}
-		fig := figure{Case: c.name, Unit: c.unit, Goal: c.goal, GoalAbsolute: c.goalAbsolute, Servers: map[string]*series{}}
-		for _, s := range servers {
-			fig.Servers[s.kind] = &series{}
-		}
-		for round := range o.rounds {
-			for i := range servers {
-				s := servers[(round+i)%len(servers)] // nobody is always first
-				if ctx.Err() != nil {
-					return nil, ctx.Err()
-				}
-				settle(servers)
-				m, err := s.measure(ctx, c, o)
-				if err != nil {
-					return nil, fmt.Errorf("%s, %s: %w", c.name, s.kind, err)
-				}
-				fig.Servers[s.kind].add(m)
-			}
+		fig := figure{Case: c.name, Unit: c.unit, Goal: c.goal, GoalAbsolute: c.goalAbsolute}
+		if err := fig.alternate(ctx, o, servers, func(i int) (measurement, error) { return servers[i].measure(ctx, c, o) }); err != nil {
+			return nil, err
 		}
 		fmt.Println(fig.line())
 		found = append(found, fig)
 	}
 	return found, nil
+}
+
+// alternate has measure called for each of the servers, by its place in the list, in rounds.
+func (f *figure) alternate(ctx context.Context, o options, servers []*server, measure func(i int) (measurement, error)) error {
+	f.Servers = map[string]*series{}
+	for _, s := range servers {
+		f.Servers[s.kind] = &series{}
+	}
+	for round := range o.rounds {
+		for i := range servers {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			at := (round + i) % len(servers) // nobody is always first
+			settle(servers)
+			m, err := measure(at)
+			if err != nil {
+				return fmt.Errorf("%s, %s: %w", f.Case, servers[at].kind, err)
+			}
+			f.Servers[servers[at].kind].add(m)
+		}
+	}
+	return nil
 }
 
 // settle lets what the last measurement left behind come to rest: dirty pages, checkpoints.
