@@ -70,7 +70,7 @@ func TestDefaults(t *testing.T) {
 			MaxConnections: 4096, Memory: 384 << 20, SessionMemory: 96 << 20,
 		},
 		Log:     Log{Level: "info", Format: "text"},
-		Storage: Storage{LogLimit: 512 << 20, SmallWrite: 64 << 10, Reserve: ReserveAuto, Checkpoint: 30 * time.Second, OpenObjects: 4096, Workers: 32, ScrubRate: 16 << 20, ScrubEvery: 168 * time.Hour},
+		Storage: Storage{LogLimit: 512 << 20, SmallWrite: 32 << 10, Reserve: ReserveAuto, Checkpoint: 30 * time.Second, OpenObjects: 4096, Workers: 32, ScrubRate: 16 << 20, ScrubEvery: 168 * time.Hour},
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", c, want)

@@ -19,7 +19,7 @@ type Config struct {
 	Logger  *slog.Logger // default: discards
 
 	LogLimit    int64         // bytes of log per disk, default 512 MiB, at least 2 MiB; half of it makes a checkpoint begin
-	SmallWrite  int           // bytes; larger writes go to object files directly. Default 64 KiB, at most 64 KiB
+	SmallWrite  int           // bytes; larger writes go to object files directly. Default 32 KiB, at most 64 KiB
 	Reserve     int64         // bytes kept free on each disk; default 1/64 of it, at most 1 GiB. Negative: none
 	OpenObjects int           // object files kept open per disk, default 4096, at least 16
 	Workers     int           // operations per disk that may wait for it at once, default 32
@@ -34,6 +34,7 @@ const (
 	maxReserve        = 1 << 30
 	minOpenObjects    = 16
 	defaultLogLimit   = 512 << 20
+	defaultSmallWrite = 32 << 10
 	defaultOpen       = 4096
 	defaultWorkers    = 32
 	defaultCheckpoint = 30 * time.Second
@@ -51,7 +52,7 @@ func (c *Config) validate() error {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	setDefault(&c.LogLimit, defaultLogLimit)
-	setDefault(&c.SmallWrite, maxSmallWrite)
+	setDefault(&c.SmallWrite, defaultSmallWrite)
 	setDefault(&c.OpenObjects, defaultOpen)
 	setDefault(&c.Workers, defaultWorkers)
 	setDefault(&c.Checkpoint, defaultCheckpoint)

@@ -130,7 +130,7 @@ func TestRotInLogTableAndHeader(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			d := disktest.New("d")
 			s := mustOpen(t, quietConfig(d))
-			expect(t, "write", call(s, req(object.OpWrite, 1, 0, filled(16*4096, 1))), nil)
+			expect(t, "write", call(s, req(object.OpWrite, 1, 0, filled(8*4096, 1))), nil)
 			if c.checkpoint {
 				mustCheckpoint(t, s)
 				expect(t, "close", s.Close(), nil)
@@ -139,14 +139,14 @@ func TestRotInLogTableAndHeader(t *testing.T) {
 			} else {
 				flipIn(t, d, c.dir, c.file, c.off)
 			}
-			buf := make([]byte, 16*4096)
+			buf := make([]byte, 8*4096)
 			expect(t, "read", call(s, req(object.OpRead, 1, 0, buf)), object.ErrCorrupt)
 			if c.whole {
 				expect(t, "delete", s.Delete(context.Background(), keyOf(1)), nil)
 			}
-			expect(t, "write", call(s, req(object.OpWrite, 1, 0, filled(16*4096, 2))), nil)
+			expect(t, "write", call(s, req(object.OpWrite, 1, 0, filled(8*4096, 2))), nil)
 			expect(t, "read", call(s, req(object.OpRead, 1, 0, buf)), nil)
-			if !bytes.Equal(buf, filled(16*4096, 2)) {
+			if !bytes.Equal(buf, filled(8*4096, 2)) {
 				t.Fatal("other content")
 			}
 		})
