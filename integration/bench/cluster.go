@@ -22,14 +22,15 @@ const flockNodes = 3
 // flock is a cluster under measurement: nodes on loopback addresses of their own.
 type flock struct {
 	bin, dir string
-	network  int // of 127.0.N.0/24
+	network  int  // of 127.0.N.0/24
+	plain    bool // without a secret: what nodes say to each other is not encrypted
 	nodes    []*exec.Cmd
 	logs     []bytes.Buffer
 }
 
 // startFlock starts so many nodes, which keep as many copies.
-func startFlock(ctx context.Context, o options, dir string, nodes int) (*flock, error) {
-	f := &flock{bin: o.bin, dir: dir, nodes: make([]*exec.Cmd, nodes), logs: make([]bytes.Buffer, nodes)}
+func startFlock(ctx context.Context, o options, dir string, nodes int, plain bool) (*flock, error) {
+	f := &flock{bin: o.bin, dir: dir, plain: plain, nodes: make([]*exec.Cmd, nodes), logs: make([]bytes.Buffer, nodes)}
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte("the secret of the flock under measurement\n"), 0o600); err != nil {
 		return nil, err
 	}
@@ -77,7 +78,10 @@ func (f *flock) launch(i int) error {
 	if err := os.MkdirAll(f.disk(i), 0o755); err != nil {
 		return err
 	}
-	args := []string{"--name", fmt.Sprint("n", i+1), "--address", f.host(i), "--disk", f.disk(i), "--secret-file", filepath.Join(f.dir, "secret")}
+	args := []string{"--name", fmt.Sprint("n", i+1), "--address", f.host(i), "--disk", f.disk(i)}
+	if !f.plain {
+		args = append(args, "--secret-file", filepath.Join(f.dir, "secret"))
+	}
 	for k := range f.nodes {
 		args = append(args, "--join", f.host(k))
 	}

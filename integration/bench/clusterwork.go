@@ -42,45 +42,75 @@ type recoveryFigure struct {
 
 // runCluster measures a cluster of three nodes with three copies.
 func runCluster(ctx context.Context, o options) error {
-	work, err := os.MkdirTemp(o.disk, "sheepdog-bench-")
+	figures, rec, err := measureCluster(ctx, o, clusterCases, false)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work)
-	fmt.Printf("%d nodes, %d copies, %d rounds of %v, volume of %d MiB over NBD through one node, on %s\n", flockNodes, flockNodes, o.rounds, o.runtime, o.sizeMiB, work)
-	f, err := startFlock(ctx, o, work, flockNodes)
+	plain, _, err := measureCluster(ctx, o, plainCases(), true)
 	if err != nil {
 		return err
 	}
-	defer f.stop()
-	figures, err := f.requests(ctx, o)
-	if err != nil {
-		return err
-	}
-	printCluster(figures)
-	var rec *recoveryFigure
-	if o.only.MatchString("recovery") && o.recoverMiB > 0 {
-		if rec, err = f.recovery(ctx, o); err != nil {
-			return err
-		}
+	printCluster(append(figures, plain...))
+	if rec != nil {
 		rec.print()
 	}
 	if o.jsonPath == "" {
 		return nil
 	}
-	b, err := json.MarshalIndent(map[string]any{"figures": figures, "recovery": rec}, "", "  ")
+	b, err := json.MarshalIndent(map[string]any{"figures": append(figures, plain...), "recovery": rec}, "", "  ")
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(o.jsonPath, append(b, '\n'), 0o644)
 }
 
-// requests measures all cases that are wanted, on one volume that is full of data.
-func (f *flock) requests(ctx context.Context, o options) (figures []clusterFigure, err error) {
-	cases := slices.DeleteFunc(slices.Clone(clusterCases), func(c clusterCase) bool { return !o.only.MatchString(c.name) })
-	if len(cases) == 0 {
-		return nil, nil
+// plainCases are the long writes once more, for nodes that do not encrypt: the original cannot.
+func plainCases() (cases []clusterCase) {
+	for _, c := range clusterCases {
+		if strings.Contains(c.name, "k-write-") || strings.Contains(c.name, "m-write-") {
+			c.name += "-plain"
+			c.disk = 0
+			cases = append(cases, c)
+		}
 	}
+	return cases
+}
+
+// measureCluster measures those of the cases that are wanted on a new cluster, and recovery unless it is plain.
+func measureCluster(ctx context.Context, o options, cases []clusterCase, plain bool) (figures []clusterFigure, rec *recoveryFigure, err error) {
+	cases = slices.DeleteFunc(slices.Clone(cases), func(c clusterCase) bool { return !o.only.MatchString(c.name) })
+	recover := !plain && o.only.MatchString("recovery") && o.recoverMiB > 0
+	if len(cases) == 0 && !recover {
+		return nil, nil, nil
+	}
+	work, err := os.MkdirTemp(o.disk, "sheepdog-bench-")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer os.RemoveAll(work)
+	how := "what nodes say to each other is encrypted"
+	if plain {
+		how = "nothing is encrypted"
+	}
+	fmt.Printf("%d nodes, %d copies, %s, %d rounds of %v, volume of %d MiB over NBD through one node, on %s\n", flockNodes, flockNodes, how, o.rounds, o.runtime, o.sizeMiB, work)
+	f, err := startFlock(ctx, o, work, flockNodes, plain)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.stop()
+	if len(cases) > 0 {
+		if figures, err = f.requests(ctx, o, cases); err != nil {
+			return nil, nil, err
+		}
+	}
+	if recover {
+		rec, err = f.recovery(ctx, o)
+	}
+	return figures, rec, err
+}
+
+// requests measures cases on one volume that is full of data.
+func (f *flock) requests(ctx context.Context, o options, cases []clusterCase) (figures []clusterFigure, err error) {
 	v := f.volume("vm1", int64(o.sizeMiB)<<20)
 	if err := f.dog("vdi", "create", v.export, fmt.Sprint(v.size)); err != nil {
 		return nil, err
@@ -170,6 +200,7 @@ func printCluster(figures []clusterFigure) {
 			median(x.Sheep.CPUMicros), median(x.Sheep.ResidentMB))
 	}
 	fmt.Println("\nCPU of all nodes together for one operation; see original.go for where the others' figures come from")
+	fmt.Println("plain: without a secret, nothing between nodes is encrypted, as in the original; all others: TLS")
 	fmt.Println("raw disk: a file here, each write through to the disk; by disks: the ratio to the original, each held against a raw file where it was measured")
 }
 

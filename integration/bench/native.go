@@ -43,15 +43,14 @@ var nativeCases = []nativeCase{
 	{"1m-write-qd32", "MB/s", nativeLoad{write: true, block: 1 << 20, depth: 32}, 562, 255, [2]float64{0, 3}},
 }
 
-// runNative measures the native protocol, against one node with one copy, then three with three.
+// runNative measures the native protocol: one node with one copy, then three with three, then the long writes on three that
+// do not encrypt what they say to each other.
 func runNative(ctx context.Context, o options) error {
 	var all []clusterFigure
-	for k, nodes := range []int{1, flockNodes} {
-		figures, err := measureNative(ctx, o, nodes, func(c nativeCase) clusterFigure {
-			return clusterFigure{Case: fmt.Sprintf("%s-%dn", c.name, nodes), Unit: c.unit, Original: []float64{c.one, c.three}[k], Goal: c.goals[k]}
-		})
+	for _, on := range []nativeFlock{{nodes: 1, name: "-1n"}, {nodes: flockNodes, name: "-3n"}, {nodes: flockNodes, name: "-3n-plain", plain: true}} {
+		figures, err := on.measure(ctx, o)
 		if err != nil {
-			return fmt.Errorf("%d nodes: %w", nodes, err)
+			return fmt.Errorf("%d nodes: %w", on.nodes, err)
 		}
 		all = append(all, figures...)
 	}
@@ -66,8 +65,26 @@ func runNative(ctx context.Context, o options) error {
 	return os.WriteFile(o.jsonPath, append(b, '\n'), 0o644)
 }
 
-func measureNative(ctx context.Context, o options, nodes int, figure func(nativeCase) clusterFigure) (figures []clusterFigure, err error) {
-	cases := slices.DeleteFunc(slices.Clone(nativeCases), func(c nativeCase) bool { return !o.only.MatchString(figure(c).Case) })
+// nativeFlock is what the native protocol is measured on.
+type nativeFlock struct {
+	nodes int
+	name  string // behind the cases'
+	plain bool
+}
+
+func (on nativeFlock) figure(c nativeCase) clusterFigure {
+	f := clusterFigure{Case: c.name + on.name, Unit: c.unit, Original: c.three, Goal: c.goals[1]}
+	if on.nodes == 1 {
+		f.Original, f.Goal = c.one, c.goals[0]
+	}
+	return f
+}
+
+func (on nativeFlock) measure(ctx context.Context, o options) (figures []clusterFigure, err error) {
+	cases := slices.DeleteFunc(slices.Clone(nativeCases), func(c nativeCase) bool {
+		long := c.load.write && c.load.block > 4<<10
+		return on.plain && !long || !o.only.MatchString(c.name+on.name)
+	})
 	if len(cases) == 0 {
 		return nil, nil
 	}
@@ -76,8 +93,8 @@ func measureNative(ctx context.Context, o options, nodes int, figure func(native
 		return nil, err
 	}
 	defer os.RemoveAll(work)
-	fmt.Printf("%d nodes, as many copies, %d rounds of %v, volume of %d MiB over the native protocol, on %s\n", nodes, o.rounds, o.runtime, o.sizeMiB, work)
-	f, err := startFlock(ctx, o, work, nodes)
+	fmt.Printf("%d nodes, as many copies, %d rounds of %v, volume of %d MiB over the native protocol, on %s\n", on.nodes, o.rounds, o.runtime, o.sizeMiB, work)
+	f, err := startFlock(ctx, o, work, on.nodes, on.plain)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +111,7 @@ func measureNative(ctx context.Context, o options, nodes int, figure func(native
 		return nil, err
 	}
 	for _, c := range cases {
-		fig := figure(c)
+		fig := on.figure(c)
 		for range o.rounds {
 			f.settle()
 			before := f.cpu()
