@@ -96,7 +96,7 @@ soak: build tools ## the crash and fault tests for longer: hundreds of kill -9 (
 	go test -count=1 -timeout 2h -v -run 'Simulation' ./cluster/internal/sim -sim.n $(or $(SIM),10000)
 	go test -count=1 -timeout 2h -v -run 'Simulation$$' ./vdi -vdi.n $(or $(VDIS),5000)
 	SOAK_ROUNDS=$(or $(SEEDS),10) go test -count=1 -timeout 3h -run 'Crash|Model|Races' ./storage
-	SHEEP_BIN=$(CURDIR)/bin SOAK_ROUNDS=$(or $(ROUNDS),300) go test -count=1 -v -timeout 3h -run 'Crash|Connects|Flock|Guest|NativeTgt|LargeVolume' ./integration
+	SHEEP_BIN=$(CURDIR)/bin SOAK_ROUNDS=$(or $(ROUNDS),300) go test -count=1 -v -timeout 3h -run 'Crash|Connects|Flock|Guest|ISCSIClients|NativeTgt|LargeVolume' ./integration
 
 clean: ## remove what was built
 	rm -rf bin .cache

@@ -182,7 +182,11 @@ func TestISCSIClients(t *testing.T) {
 	rig.OK(t, "qemu-img", "bench", "-f", "raw", "-t", "none", "-c", "2000", "-d", "32", "-s", "4k", url)
 	rig.OK(t, "qemu-img", "bench", "-f", "raw", "-t", "none", "-w", "-c", "500", "-d", "32", "-s", "4k", "--pattern=7", url)
 	// QEMU and libiscsi send a non-immediate NOP-Out every 5 s.
-	rig.OK(t, "qemu-io", "-f", "raw", "-c", "read -P 7 0 4k", "-c", "sleep 7000", "-c", "read -P 7 0 4k", url)
+	pause := "sleep 7000"
+	if soaking() {
+		pause = "sleep 70000"
+	}
+	rig.OK(t, "qemu-io", "-f", "raw", "-c", "read -P 7 0 4k", "-c", pause, "-c", "read -P 7 0 4k", url)
 	rig.Contains(t, s.Dog("session", "list"), "")
 	// NBD sees what iSCSI wrote.
 	rig.OK(t, "qemu-io", "-f", "raw", "-r", "-c", "read -P 7 0 1M", s.URI("vm1"))

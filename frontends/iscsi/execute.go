@@ -191,14 +191,7 @@ func (t *task) answerWith(b []byte) {
 func (s *session) slow(t *task, run func(*task, context.Context) error) {
 	s.stream.FinishBatch()
 	go func() {
-		err := error(nil)
-		if catalogKinds[t.plan.Kind] {
-			err = t.past()
-		}
-		if err == nil {
-			err = run(t, s.ctx)
-		}
-		if err != nil {
+		if err := run(t, s.ctx); err != nil {
 			t.fail(err)
 			return
 		}

@@ -188,7 +188,7 @@ func (s *session) afterManagement(f byte, units []*unit) error {
 			kind = scsi.Reset
 			u.restore()
 		}
-		err := u.change(s.ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
+		err := u.change(s.ctx, nil, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
 			if kind != scsi.Cleared {
 				r.Legacy = nil
 			}

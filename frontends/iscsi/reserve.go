@@ -18,7 +18,7 @@ func (t *task) reserveOut(ctx context.Context) error {
 	s, u := t.s, t.at.unit
 	var effect scsi.Effect
 	var outcome scsi.Outcome
-	err := u.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
+	err := u.change(ctx, t.past, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
 		var next scsi.Reservations
 		r = u.live(r)
 		if l := r.Legacy; l != nil && l.Nexus != s.nexus {
@@ -67,7 +67,7 @@ func (t *task) reserveOut(ctx context.Context) error {
 func (t *task) reserveLegacy(ctx context.Context) error {
 	s := t.s
 	conflict := false
-	err := t.at.unit.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
+	err := t.at.unit.change(ctx, t.past, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
 		r = t.at.unit.live(r)
 		if conflict = r.Legacy != nil && r.Legacy.Nexus != s.nexus || len(r.Keys) > 0; conflict || r.Legacy != nil {
 			return r, false, false
@@ -83,7 +83,7 @@ func (t *task) reserveLegacy(ctx context.Context) error {
 
 func (t *task) releaseLegacy(ctx context.Context) error {
 	s := t.s
-	return t.at.unit.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
+	return t.at.unit.change(ctx, t.past, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
 		next, ok := r.Forget(s.nexus)
 		return next, false, ok
 	})

@@ -28,9 +28,6 @@ var slowKinds = map[scsi.Kind]func(*task, context.Context) error{
 	scsi.CopyResult:   (*task).copyResult,
 }
 
-// catalogKinds change what the catalog has: nothing else asks whether they are of the past.
-var catalogKinds = map[scsi.Kind]bool{scsi.ReserveOut: true, scsi.Reserve: true, scsi.Release: true, scsi.SetGroups: true}
-
 // piece is how much is read or written at a time by what goes over a range, in bytes.
 const piece = 1 << 20
 
@@ -251,6 +248,9 @@ func (t *task) setGroups(ctx context.Context) error {
 	}
 	if !take {
 		return nil
+	}
+	if err := t.past(); err != nil {
+		return err
 	}
 	if err := t.s.server.cfg.Volumes.Own(ctx, u.name); err != nil {
 		return err

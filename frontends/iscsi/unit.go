@@ -327,9 +327,9 @@ func (u *unit) live(r scsi.Reservations) scsi.Reservations {
 // gateway was quicker.
 const changeAttempts = 20
 
-// change carries out a change of the reservations. fn says what it is; ok false for none. When it
-// returns, all gateways go by it.
-func (u *unit) change(ctx context.Context, fn func(r scsi.Reservations) (next scsi.Reservations, fence, ok bool)) error {
+// change carries out a change of the reservations. fn says what it is; ok false for none. still, unless nil, is asked at
+// each attempt, when what there is was read: if it fails, nothing is changed. When change returns, all gateways go by it.
+func (u *unit) change(ctx context.Context, still func() error, fn func(r scsi.Reservations) (next scsi.Reservations, fence, ok bool)) error {
 	v := u.server.cfg.Volumes
 	var err error
 	for range changeAttempts {
@@ -342,6 +342,11 @@ func (u *unit) change(ctx context.Context, fn func(r scsi.Reservations) (next sc
 		var r scsi.Reservations
 		if r, err = scsi.DecodeReservations(text); err != nil {
 			return fmt.Errorf("%w: %w", vdi.ErrCorrupt, err)
+		}
+		if still != nil {
+			if err := still(); err != nil {
+				return err
+			}
 		}
 		next, fence, ok := fn(r)
 		if !ok {
@@ -391,7 +396,7 @@ func (u *unit) forget(s *session) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), u.server.cfg.LingerTimeout)
 	defer cancel()
-	err := u.change(ctx, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
+	err := u.change(ctx, nil, func(r scsi.Reservations) (scsi.Reservations, bool, bool) {
 		next, ok := r.Forget(s.nexus)
 		return next, false, ok
 	})
