@@ -36,6 +36,8 @@ type herder struct {
 	ops     atomic.Int64
 	longest atomic.Int64 // nanoseconds, of the slowest request since the last look
 	mayFail atomic.Bool  // connections may end: their gateway is being ended
+	lazy    atomic.Bool  // nothing is made durable
+	lost    int          // blocks whose last answered write a failure of all nodes has taken
 	stop    chan struct{}
 	wg      sync.WaitGroup
 }
@@ -101,8 +103,9 @@ func (h *herder) step(conn *client.Conn, rnd *rand.Rand, worker int) error {
 	first := worker*stretch + rnd.IntN(stretch-n+1)
 	mine := h.blocks[worker*stretch : (worker+1)*stretch]
 	buf := make([]byte, n*blockSize)
+	lazy := h.lazy.Load()
 	switch kind := rnd.IntN(20); {
-	case kind == 0:
+	case kind == 0 && !lazy:
 		if err := conn.Flush(); err != nil {
 			return fmt.Errorf("flush: %w", err)
 		}
@@ -110,14 +113,14 @@ func (h *herder) step(conn *client.Conn, rnd *rand.Rand, worker int) error {
 			mine[i].writes = append(mine[i].writes[:0], mine[i].answered)
 		}
 		return nil
-	case kind < 7:
+	case kind > 0 && kind < 7:
 		if err := conn.Read(buf, uint64(first)*blockSize); err != nil {
 			return fmt.Errorf("read: %w", err)
 		}
 		return h.check(buf, first, false)
 	default:
 		var flags uint16
-		if kind < 10 {
+		if kind < 10 && !lazy {
 			flags = client.FlagFUA
 		}
 		return h.write(conn, buf, first, flags)
@@ -180,6 +183,9 @@ func (h *herder) verify(s *rig.Sheep, allFailed bool) {
 				continue
 			}
 			seq, _ := seqOf(buf[i:i+blockSize], uint64(b))
+			if seq < h.blocks[b].answered {
+				h.lost++
+			}
 			h.blocks[b] = history{writes: []uint64{seq}, answered: seq}
 		}
 	}
