@@ -56,6 +56,26 @@ func (n *Node) Recovery() []RecoveryStatus {
 	return list
 }
 
+// RecoveryCounters count what this node has done since its start to make replicas equal.
+type RecoveryCounters struct {
+	Compared   uint64 // objects that were held against the primary's
+	TakenBytes uint64 // content that was not equal, and was taken
+	MovedBytes uint64 // that went over the network for it: content and checksums, either way
+	Healed     uint64 // rotten objects that were replaced from others
+	Purged     uint64 // objects that were removed because other nodes hold them
+}
+
+// RecoveryCounters returns them. It takes no time.
+func (n *Node) RecoveryCounters() (c RecoveryCounters) {
+	if n.flock == nil || n.flock.replicas() == nil {
+		return c
+	}
+	r := &n.flock.replicas().Count
+	return RecoveryCounters{
+		Compared: r.Repaired.Load(), TakenBytes: r.RepairedBytes.Load(), MovedBytes: r.MovedBytes.Load(), Healed: r.Fetched.Load(), Purged: r.Purged.Load(),
+	}
+}
+
 func nameOf(v *state.View, id state.NodeID) string {
 	if m := v.Node(id); m != nil {
 		return m.Name

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 
+	"sheepdog/cluster"
 	"sheepdog/frontends/admin"
 	"sheepdog/frontends/admin/api"
 	"sheepdog/frontends/nbd"
@@ -125,6 +126,7 @@ func (d *daemon) reachable(a net.Addr) string {
 func (d *daemon) metrics() []admin.Metric {
 	list := append(nbdMetrics(d.nbd.Counters()), nativeMetrics(d.native.Counters())...)
 	list = append(list, iscsiMetrics(d.iscsi)...)
+	list = append(list, recoveryMetrics(d.node.RecoveryCounters())...)
 	if d.store == nil {
 		return list
 	}
@@ -140,6 +142,16 @@ func (d *daemon) metrics() []admin.Metric {
 			counter("sheepdog_store_scrubbed_bytes_total", "Bytes verified by scrubbing.", float64(s.ScrubBytes), labels))
 	}
 	return list
+}
+
+func recoveryMetrics(c cluster.RecoveryCounters) []admin.Metric {
+	return []admin.Metric{
+		counter("sheepdog_recovery_compared_objects_total", "Objects of this node that were held against their primary's.", float64(c.Compared), nil),
+		counter("sheepdog_recovery_taken_bytes_total", "Content that was not equal and that this node took from others.", float64(c.TakenBytes), nil),
+		counter("sheepdog_recovery_moved_bytes_total", "What went over the network for that: content, and checksums in both directions.", float64(c.MovedBytes), nil),
+		counter("sheepdog_recovery_healed_objects_total", "Objects with corrupt blocks that were replaced from other nodes.", float64(c.Healed), nil),
+		counter("sheepdog_recovery_purged_objects_total", "Objects that were removed because other nodes hold them.", float64(c.Purged), nil),
+	}
 }
 
 func nbdMetrics(c nbd.Counters) []admin.Metric {
