@@ -11,9 +11,14 @@ import (
 	"sheepdog/integration/rig"
 )
 
-// movingLimit is how long a request may take because data is moved or a node is stopped. The goal is 200 ms
-// on a machine that has nothing else to do.
-const movingLimit = 500 * time.Millisecond
+// movingLimit is how long a request may take because data is moved or a node is stopped: 0.2 s on a machine that has
+// nothing else to do, as make soak should have. Other work on the processors takes more than that by itself.
+func movingLimit() time.Duration {
+	if soaking() {
+		return 200 * time.Millisecond
+	}
+	return 500 * time.Millisecond
+}
 
 // moved counts the replicas that are where none was before.
 func moved(before, after []rig.Partition) (count int) {
@@ -50,19 +55,18 @@ func TestFlockGrowsShrinksAndStops(t *testing.T) {
 	before := f.Partitions(f.Nodes[0])
 	began := time.Now()
 	n4 := f.Add()
-	awaitMember(t, f, n4, "n4", func(m rig.Member) bool { return m.Replicas > 0 })
-	f.WaitWhole(wholeLimit)
+	share := 3 * len(before) / 4 // of all replicas, with equal disks
+	awaitShare(t, f, n4, "n4", share)
 	took := time.Since(began)
 	after := f.Partitions(n4)
-	share := 3 * len(after) / 4 // of all replicas, with equal disks
 	t.Logf("n4 holds %d partitions %v after its start; %d replicas have moved, %d is the least that is possible", holding(after, "n4"), took.Round(time.Millisecond), moved(before, after), share)
-	if n := holding(after, "n4"); n < share*95/100 || n > share*105/100 {
+	if n := holding(after, "n4"); n > share*105/100 {
 		t.Errorf("n4 holds %d of %d partitions, its share is %d", n, len(after), share)
 	}
 	if n := moved(before, after); n > share*110/100 {
 		t.Errorf("%d replicas have moved, at least %d must", n, share)
 	}
-	reportStall(t, h, "a fourth node takes its share", movingLimit)
+	reportStall(t, h, "a fourth node takes its share", movingLimit())
 
 	if r := f.Nodes[0].DogRun("node", "remove", "n2"); r.Code != 1 || !strings.Contains(r.Stderr, "drain") {
 		t.Errorf("removing a node that holds data: status %d, %s", r.Code, r.Stderr)
@@ -70,7 +74,7 @@ func TestFlockGrowsShrinksAndStops(t *testing.T) {
 	began = time.Now()
 	f.Nodes[2].Dog("node", "drain", "n2", "--wait")
 	t.Logf("n2 is drained after %v", time.Since(began).Round(time.Millisecond))
-	reportStall(t, h, "n2 is drained", movingLimit)
+	reportStall(t, h, "n2 is drained", movingLimit())
 	if list := f.Partitions(n4); holding(list, "n2") > 0 {
 		t.Errorf("n2 is drained and holds %d partitions", holding(list, "n2"))
 	}
@@ -85,7 +89,7 @@ func TestFlockGrowsShrinksAndStops(t *testing.T) {
 	if code := n2.Wait(time.Minute); code != 0 {
 		t.Errorf("n2 was removed and ended with status %d\n%s", code, n2.Log())
 	}
-	reportStall(t, h, "n2 is removed", movingLimit)
+	reportStall(t, h, "n2 is removed", movingLimit())
 	if _, there := f.Members(n4)["n2"]; there {
 		t.Error("n2 was removed and is still there")
 	}
@@ -131,6 +135,14 @@ func awaitMember(t *testing.T, f *rig.Flock, asked *rig.Sheep, name string, is f
 	t.Fatalf("%s has not become what it shall be: %+v", name, f.Members(asked)[name])
 }
 
+// awaitShare waits until a node holds its share, and all is whole: partitions move some at a time, and in
+// between there may be a moment in which all that have been told to are where they shall be.
+func awaitShare(t *testing.T, f *rig.Flock, asked *rig.Sheep, name string, share int) {
+	t.Helper()
+	awaitMember(t, f, asked, name, func(m rig.Member) bool { return m.Replicas >= share*95/100 })
+	f.WaitWhole(wholeLimit)
+}
+
 // endLimit bounds how long a daemon may take to stop.
 const endLimit = 45 * time.Second
 
@@ -148,7 +160,7 @@ func TestFlockPlugsDisk(t *testing.T) {
 	dir := n2.PlugDisk()
 	awaitMember(t, f, f.Nodes[0], "n2", func(m rig.Member) bool { return m.Replicas > before*5/4 })
 	f.WaitWhole(wholeLimit)
-	reportStall(t, h, "a disk is added to n2", movingLimit)
+	reportStall(t, h, "a disk is added to n2", movingLimit())
 	var disks []struct {
 		Node, Path, State string
 		Objects           int
@@ -198,6 +210,7 @@ func TestFlockBearsItsOperators(t *testing.T) {
 	h := newHerder(t, f, "v")
 	h.start(f.Nodes[0])
 	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
+	share := 3 * len(f.Partitions(f.Nodes[0])) / 4
 	for round := range max(1, crashRounds(0)) {
 		node := fmt.Sprint("n", 1+random.IntN(4))
 		ask := func() *rig.Sheep { return f.Nodes[random.IntN(4)] }
@@ -214,14 +227,12 @@ func TestFlockBearsItsOperators(t *testing.T) {
 			t.Errorf("round %d: %s is drained and holds %d partitions", round, node, n)
 		}
 		ask().Dog("node", "drain", node, "--undo")
-		awaitMember(t, f, f.Nodes[0], node, func(m rig.Member) bool { return m.Replicas > 0 })
-		f.WaitWhole(wholeLimit)
-		reportStall(t, h, fmt.Sprintf("round %d with %s", round, node), movingLimit)
+		awaitShare(t, f, f.Nodes[0], node, share)
+		reportStall(t, h, fmt.Sprintf("round %d with %s", round, node), movingLimit())
 	}
 	h.end()
 	for i := range f.Nodes {
 		list := f.Partitions(f.Nodes[i])
-		share := 3 * len(list) / 4
 		if n := holding(list, fmt.Sprint("n", i+1)); n < share*95/100 || n > share*105/100 {
 			t.Errorf("n%d holds %d partitions, its share is %d", i+1, n, share)
 		}
