@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ type world struct {
 	t     *testing.T
 	base  string
 	nodes map[string]*member
+
+	ioTimeout time.Duration // of nodes that are started; default 20 s
 }
 
 type member struct {
@@ -96,7 +99,7 @@ func (w *world) start(name string) *member {
 		Dir: m.dir, Name: name, Address: m.addr, Store: m.store, DiskCluster: m.store.Cluster(), Logger: logger,
 		Adopt:   func(id string) error { return m.store.SetIdentity(id, name) },
 		Disks:   m.disks(),
-		Network: &Network{Listener: l, GossipPort: m.gossip, SecretFile: filepath.Join(w.base, "secret"), Join: join, IOTimeout: 20 * time.Second},
+		Network: &Network{Listener: l, GossipPort: m.gossip, SecretFile: filepath.Join(w.base, "secret"), Join: join, IOTimeout: cmp.Or(w.ioTimeout, 20*time.Second)},
 	}
 	if m.Node, err = Start(w.t.Context(), cfg); err != nil {
 		w.t.Fatal(err)
@@ -356,6 +359,24 @@ func TestReturnMovesWhatChanged(t *testing.T) {
 	}
 	if s := n.Recovery(); len(s) != 0 {
 		t.Errorf("everything is whole, and recovery says %+v", s)
+	}
+}
+
+// Without a leader a command for the catalog, as the first write through a gateway is one, waits as
+// long as a request does, and no other time.
+func TestProposeWaitsAsRequestsDo(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	w.ioTimeout = time.Second
+	w.form("n1", "n2") // one of the two votes
+	voter, other := "n1", "n2"
+	if !w.nodes[voter].consensus.Load().Leading() {
+		voter, other = other, voter
+	}
+	w.nodes[voter].close()
+	n, began := w.nodes[other].Node, time.Now()
+	_, err := n.Propose(t.Context(), stateMachine, (&state.Command{SetOutAfter: &state.SetOutAfter{Seconds: 60}}).Encode())
+	if took := time.Since(began); !errors.Is(err, object.ErrUnavailable) || took < w.ioTimeout || took > 8*w.ioTimeout {
+		t.Errorf("without a leader a command ends after %v, want %v: %v", took, w.ioTimeout, err)
 	}
 }
 

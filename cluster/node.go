@@ -381,8 +381,18 @@ var errUnformatted = fmt.Errorf(`%w: cluster is not formatted: run "dog cluster 
 // returns the machine's result after it was applied on this node. A failure does not
 // mean that the command is not applied later. It fails with ErrUnavailable, ErrNoSpace,
 // ErrIO or ErrClosed of package object, or with the error of ctx. Without a deadline it
-// takes 15 s at most.
+// waits for a leader as long as requests wait for a primary, Network.IOTimeout: the first
+// write through a gateway is such a command before it is a request.
 func (n *Node) Propose(ctx context.Context, machine string, command []byte) ([]byte, error) {
+	if _, ok := ctx.Deadline(); !ok && n.flock != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, n.cfg.Network.IOTimeout)
+		defer cancel()
+	}
+	return n.propose(ctx, machine, command)
+}
+
+func (n *Node) propose(ctx context.Context, machine string, command []byte) ([]byte, error) {
 	if n.closed.Load() {
 		return nil, object.ErrClosed
 	}
@@ -394,7 +404,7 @@ func (n *Node) Propose(ctx context.Context, machine string, command []byte) ([]b
 }
 
 func (n *Node) command(ctx context.Context, c state.Command) (state.Result, error) {
-	b, err := n.Propose(ctx, stateMachine, c.Encode())
+	b, err := n.propose(ctx, stateMachine, c.Encode())
 	if err != nil {
 		return state.Result{}, err
 	}
