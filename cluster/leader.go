@@ -27,6 +27,8 @@ type leader struct {
 	steward  *steward.Steward
 	reign    consensus.Reign
 	reigning bool // this node leads in reign, and has applied all that was decided before
+
+	questions uint64 // that this node has asked itself; of the goroutine that does
 }
 
 // starting is a node that has announced itself and waits for its incarnation.

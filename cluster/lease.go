@@ -140,7 +140,7 @@ func (f *flock) askForLease(leader string) {
 	case "":
 		return
 	case f.n.cfg.Name:
-		if verdict, at := f.leader.grant(leader, life, followed, steward.Saying{}); verdict == steward.Granted {
+		if verdict, at := f.leader.grantSelf(life, followed, f.unreached()); verdict == steward.Granted {
 			f.answered(leader, verdict, at)
 		}
 		return
@@ -239,6 +239,12 @@ func (f *flock) answerLease(r *peer.Request) {
 	r.Reply(nil)
 }
 
+// grantSelf is grant for this node, which says whom it does not reach.
+func (l *leader) grantSelf(life state.Life, followed state.Epoch, unreached []state.NodeID) (steward.Verdict, time.Time) {
+	l.questions++
+	return l.grant(l.f.n.cfg.Name, life, followed, steward.Saying{Unreached: unreached, Number: l.questions})
+}
+
 // grant decides about a lease of a node, this one or another. If it is granted, it is good
 // for a question that was asked at the time it returns, or before.
 func (l *leader) grant(node string, life state.Life, followed state.Epoch, what steward.Saying) (steward.Verdict, time.Time) {
@@ -254,15 +260,21 @@ func (l *leader) grant(node string, life state.Life, followed state.Epoch, what 
 	if !l.reigning || now.Sub(contact) > log.LeaderLease() && !self {
 		return steward.NotLeading, time.Time{}
 	}
-	if !self && !l.reaches(node) {
-		return steward.Deaf, time.Time{}
-	}
 	v := l.f.n.state.View()
-	l.facts.Spoke(node, now)
-	if steward.InStep(v, life.Node, followed) {
+	inStep, reached := steward.InStep(v, life.Node, followed), self || l.reaches(node)
+	if reached {
+		l.facts.Spoke(node, now)
+	}
+	switch {
+	case inStep && reached:
 		l.facts.Heard(node, life.Incarnation, now, what)
+	case inStep:
+		l.facts.Said(node, life.Incarnation, now, what)
 	}
 	verdict := l.steward.Grant(v, life, followed)
+	if verdict == steward.Granted && !reached {
+		return steward.Deaf, time.Time{}
+	}
 	if verdict == steward.Down || verdict == steward.Cut {
 		signal(l.wake) // it may be up again, or down at last
 	}

@@ -184,7 +184,8 @@ func (l *life) renew() {
 	if l.leader == nil {
 		return
 	}
-	asked, followed, say := time.Now(), l.reps.Followed(), steward.Saying{}
+	w.questions++
+	asked, followed, say := time.Now(), l.reps.Followed(), steward.Saying{Unreached: l.unreached(), Number: w.questions}
 	if l.leader != l {
 		if say, _ = l.holder.Ask(asked, l.unreached(), false); say.Renounced && w.broken != ignoreLease {
 			l.reps.SetLease(w.begin)
@@ -212,16 +213,21 @@ func (g *reign) grant(l *life, asked time.Time, followed state.Epoch, say stewar
 	if w.now()-contact > leaderLease && !self {
 		return steward.NotLeading, asked
 	}
-	if !self && w.cutBetween(g.l.n, l.n) {
-		return steward.Deaf, asked
-	}
-	if steward.InStep(g.l.known(), l.n.id, followed) {
+	reached := self || !w.cutBetween(g.l.n, l.n)
+	switch inStep := steward.InStep(g.l.known(), l.n.id, followed); {
+	case inStep && reached:
 		g.l.facts.Heard(l.n.name, l.inc, time.Now(), say)
+	case inStep:
+		g.l.facts.Said(l.n.name, l.inc, time.Now(), say)
 	}
 	if self {
 		asked = w.begin.Add(contact)
 	}
-	return g.l.steward.Grant(g.l.known(), state.Life{Node: l.n.id, Incarnation: l.inc}, followed), asked
+	verdict := g.l.steward.Grant(g.l.known(), state.Life{Node: l.n.id, Incarnation: l.inc}, followed)
+	if verdict == steward.Granted && !reached {
+		verdict = steward.Deaf
+	}
+	return verdict, asked
 }
 
 // unreached are the nodes that are up and to which the connections are cut for a while.

@@ -59,6 +59,8 @@ type world struct {
 	broken mutation
 	local  *peer.Local
 
+	questions uint64 // of leaders, for their own leases
+
 	mu    sync.Mutex
 	noted []func() // by production code, on any goroutine
 

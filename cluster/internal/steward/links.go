@@ -8,12 +8,16 @@ import (
 	"sheepdog/cluster/state"
 )
 
-// Links between two nodes that the leader reaches both. While one fails, each is well as far
-// as leases go, and clients of one wait for what the other is primary of. So one of the two
+// Links between two nodes. While one fails, each is well as far as leases go, and clients of
+// one wait for what the other is primary of. So one of the two
 // has to go: it gets no lease any more, is told to give up the one that it has, and is down
 // when it has said so, or when that has run out. It stays down while it does not reach a node
 // that is up, and for a while after that, each time for longer, so that a link that comes and
 // goes does not take the cluster along.
+//
+// Whom the leader itself does not reach gets no lease in any case (Deaf), and would be down for
+// its silence some time after the last one has run out. If it still asks, it is told as well:
+// that takes half as long.
 
 const (
 	// linkPatience is for how long a link must be said to fail, on top of what the nodes wait
@@ -64,15 +68,15 @@ func newLinks() links {
 
 // fresh reports whether a node is up, and what it says is of now.
 func (r *round) fresh(n *state.Node) bool {
-	return r.up(n) && (r.self(n) || r.now.Sub(r.facts[n.ID].Heard) <= linkFresh)
+	return r.up(n) && (r.self(n) || r.now.Sub(r.facts[n.ID].Said) <= linkFresh)
 }
 
-// failing lists the links that have failed for long enough, and remembers the others. What
-// the leader itself does not reach gets no lease: see Deaf.
+// failing lists the links that have failed for long enough, and remembers the others. Who does
+// not reach the leader is silent.
 func (r *round) failing() (list []link) {
 	seen := map[link]bool{}
 	for _, n := range r.v.Nodes {
-		if r.self(n) || !r.fresh(n) {
+		if !r.fresh(n) {
 			continue
 		}
 		for _, id := range r.facts[n.ID].Unreached {
@@ -129,7 +133,8 @@ func (r *round) cutLinks() {
 func lifeOf(n *state.Node) state.Life { return state.Life{Node: n.ID, Incarnation: n.Incarnation} }
 
 // leastMissed is the node with whom most of the links go; of several the one that has no
-// clients, that holds the least, and that came last. nil: there is none that may go.
+// clients, that holds the least, and that came last. The leader never goes. nil: there is none
+// that may go.
 func (r *round) leastMissed(left []link, goes func(*state.Node) bool) *state.Node {
 	count := map[state.NodeID]int{}
 	for _, l := range left {
@@ -138,7 +143,7 @@ func (r *round) leastMissed(left []link, goes func(*state.Node) bool) *state.Nod
 	}
 	var best *state.Node
 	for _, n := range r.v.Nodes {
-		if count[n.ID] == 0 || !r.spares(n, goes) {
+		if count[n.ID] == 0 || r.self(n) || !r.spares(n, goes) {
 			continue
 		}
 		if best == nil || cmp.Or(

@@ -14,12 +14,13 @@ type cut struct {
 	failing map[link]bool
 	serving map[state.NodeID]bool
 	mute    map[state.NodeID]bool // do not say that they have renounced
+	deaf    map[state.NodeID]bool // the leader cannot connect to them
 	number  uint64
 	last    map[state.NodeID]Verdict
 }
 
 func newCut(t *testing.T, copies, nodes int) *cut {
-	return &cut{newWorld(t, 8, copies, nodes), map[link]bool{}, map[state.NodeID]bool{}, map[state.NodeID]bool{}, 0, map[state.NodeID]Verdict{}}
+	return &cut{newWorld(t, 8, copies, nodes), map[link]bool{}, map[state.NodeID]bool{}, map[state.NodeID]bool{}, map[state.NodeID]bool{}, 0, map[state.NodeID]Verdict{}}
 }
 
 func (w *cut) pass(d time.Duration) {
@@ -36,7 +37,11 @@ func (w *cut) pass(d time.Duration) {
 					s.Unreached = append(s.Unreached, o.ID)
 				}
 			}
-			w.facts.Heard(n.Name, n.Incarnation, w.now, s)
+			if w.deaf[n.ID] {
+				w.facts.Said(n.Name, n.Incarnation, w.now, s)
+			} else {
+				w.facts.Heard(n.Name, n.Incarnation, w.now, s)
+			}
 			w.last[n.ID] = w.s.Grant(v, lifeOf(n), v.Epoch)
 		}
 		w.step()
@@ -78,6 +83,46 @@ func TestLinkFailsAndLeaseRunsOut(t *testing.T) {
 	}
 	w.pass(2 * time.Second)
 	w.expect("13400: 3 down")
+}
+
+// Whom the leader does not reach, and who still asks, is told to give up its lease: it is down long
+// before that would have run out.
+func TestLeaderDoesNotReach(t *testing.T) {
+	w := newCut(t, 2, 3)
+	w.sync()
+	w.failing[link{1, 2}], w.deaf[2] = true, true
+	w.pass(400 * time.Millisecond)
+	w.expect()
+	w.pass(400 * time.Millisecond)
+	w.expect("10700: 2 down")
+	w.pass(time.Minute)
+	w.expect()
+	clear(w.failing)
+	clear(w.deaf)
+	w.pass(time.Second)
+	w.expect("70800: 2 up")
+}
+
+// If it hears nothing, or may not be spared, it is down for its silence.
+func TestLeaderDoesNotReachSilent(t *testing.T) {
+	w := newCut(t, 2, 3)
+	w.sync()
+	w.failing[link{1, 2}], w.deaf[2], w.mute[2] = true, true, true
+	w.pass(2500 * time.Millisecond)
+	w.expect()
+	w.pass(time.Second)
+	w.expect("12800: 2 down")
+
+	w = newCut(t, 2, 2)
+	w.sync()
+	w.failing[link{1, 2}], w.deaf[2] = true, true
+	w.pass(2500 * time.Millisecond)
+	w.expect()
+	if w.last[2] == Cut {
+		t.Error("one of two is told to go")
+	}
+	w.pass(time.Second)
+	w.expect("12800: 2 down")
 }
 
 // A new leader does not believe who has renounced a lease of his: former ones may have

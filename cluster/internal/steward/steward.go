@@ -102,7 +102,7 @@ const (
 	Other   // the node's name belongs to a process that has started later
 	Deaf    // the leader cannot connect to the node
 	Behind  // the node has not followed yet what made it up or down
-	Cut     // it does not reach others, or they do not reach it: it shall give up its lease
+	Cut     // it does not reach others, or they, the leader among them, do not reach it: it shall give up its lease
 )
 
 // Grant decides whether a node that has asked may go on serving for a lease, counted from
