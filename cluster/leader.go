@@ -84,6 +84,9 @@ const (
 	silenceMargin = 300 * time.Millisecond
 	gather        = 300 * time.Millisecond
 	settleFor     = 500 * time.Millisecond
+	// movesAtATime is how many partitions begin a new epoch at once because they get other
+	// targets or learners: see leaveAtATime.
+	movesAtATime = 128
 )
 
 // run does the leader's work whenever this node leads.
@@ -91,7 +94,7 @@ func (l *leader) run(ctx context.Context, log *consensus.Log) {
 	l.mu.Lock()
 	l.steward = steward.New(steward.Options{
 		Self: l.f.n.cfg.Name, Lease: l.f.n.cfg.Network.Lease, LeaderLease: log.LeaderLease(), Margin: silenceMargin,
-		Gather: gather, Settle: settleFor,
+		Gather: gather, Settle: settleFor, Moves: movesAtATime,
 	})
 	l.mu.Unlock()
 	t := time.NewTicker(leadEvery)

@@ -52,6 +52,7 @@ type Command struct {
 	SetNodes    *SetNodes    `json:"set_nodes,omitempty"`
 	SetDisks    *SetDisks    `json:"set_disks,omitempty"`
 	Leave       *Leave       `json:"leave,omitempty"`
+	Enroll      *Enroll      `json:"enroll,omitempty"`
 	Drain       *Drain       `json:"drain,omitempty"`
 	Reweight    *Reweight    `json:"reweight,omitempty"`
 	SetOut      *SetOut      `json:"set_out,omitempty"`
@@ -116,6 +117,8 @@ type Confirm struct {
 // last stays the last member.
 type SetNodes struct {
 	Nodes []SetNode `json:"nodes"`
+	// Enroll is like Enroll.Most for the nodes that come up; 0: everything at once.
+	Enroll int `json:"enroll,omitempty"`
 }
 
 // SetDisks says which disks a node has from now on.
@@ -247,7 +250,8 @@ type Result struct {
 	Policy      object.PolicyID `json:"policy,omitempty"`      // Format, AddPolicy
 	Nodes       []Life          `json:"nodes,omitempty"`       // AnnounceAll, in its order; 0: refused
 	Last        *object.Group   `json:"last,omitempty"`        // Leave: one of those that the node left
-	// Partitions is how many were given away (Force), were changed (ChangeISRs), or the node left (Leave).
+	// Partitions is how many were given away (Force), were changed (ChangeISRs), the node left (Leave), or
+	// have got learners (Enroll).
 	Partitions int `json:"partitions,omitempty"`
 }
 

@@ -89,6 +89,8 @@ func (v *View) apply(command []byte, res *Result) error {
 		return v.setDisks(c.SetDisks)
 	case c.Leave != nil:
 		return v.depart(c.Leave, res)
+	case c.Enroll != nil:
+		return v.enrollMore(c.Enroll, res)
 	case c.Drain != nil:
 		return v.drain(c.Drain)
 	case c.Reweight != nil:

@@ -178,7 +178,7 @@ func (v *View) setNodes(c *SetNodes) error {
 	}
 	v.reshape()
 	v.leave(down)
-	v.enter(up)
+	v.enter(up, c.Enroll)
 	return nil
 }
 

@@ -162,21 +162,22 @@ func (v *View) confirm(live func(NodeID) bool) {
 	})
 }
 
-// enter makes nodes that came up learners of what they shall hold, and gives a new
-// epoch to what they are in sync with: its primary starts anew.
-func (v *View) enter(ids []NodeID) {
+// enter gives a new epoch to what nodes that came up are in sync with, for its primary starts
+// anew, and has them learn what else they shall hold, as far as that goes at once.
+func (v *View) enter(ids []NodeID, most int) {
 	came := func(id NodeID) bool { return slices.Contains(ids, id) }
 	v.changeAll(func(p Partition) (Partition, bool) {
 		member := slices.ContainsFunc(p.ISR, came)
 		if member {
 			p.Waiting = nil // the member was not away, or has started like the others
 		}
-		if !member && !slices.ContainsFunc(p.Waiting, came) && !slices.ContainsFunc(p.Targets, came) {
+		if !member && !slices.ContainsFunc(p.Waiting, came) {
 			return p, false
 		}
 		p.Learners = v.learners(p)
 		return v.inherit(p), true
 	})
+	v.enroll(most)
 }
 
 func (v *View) setTargets(c *SetTargets) error {

@@ -285,7 +285,7 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 		}
 		return Command{AnnounceAll: c}
 	case 10, 11, 12:
-		c := &SetNodes{}
+		c := &SetNodes{Enroll: rnd.IntN(4)}
 		for _, l := range lives {
 			c.Nodes = append(c.Nodes, SetNode{l.Node, l.Incarnation, []NodeState{NodeUp, NodeUp, NodeDown}[rnd.IntN(3)], at})
 		}
@@ -293,7 +293,9 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 	case 13:
 		return Command{Confirm: &Confirm{Live: lives}}
 	case 14:
-		switch rnd.IntN(5) {
+		switch rnd.IntN(7) {
+		case 5, 6:
+			return Command{Enroll: &Enroll{Most: 1 + rnd.IntN(3)}}
 		case 4:
 			n := node()
 			return Command{Leave: &Leave{Node: n.ID, Incarnation: n.Incarnation, Most: 1 + rnd.IntN(3)}}

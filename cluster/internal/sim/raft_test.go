@@ -130,7 +130,7 @@ func (l *life) lead(term int) {
 	g := &reign{l: l, term: term, since: time.Now(), upTo: len(w.log), contacts: map[state.NodeID]time.Duration{}, looked: w.now()}
 	l.reign, l.leader = g, l
 	l.steward = steward.New(steward.Options{
-		Self: l.n.name, Lease: w.lease, LeaderLease: leaderLease, Margin: 100 * ms, Gather: 200 * ms, Settle: 300 * ms,
+		Self: l.n.name, Lease: w.lease, LeaderLease: leaderLease, Margin: 100 * ms, Gather: 200 * ms, Settle: 300 * ms, Moves: max(1, w.partitions/4),
 	})
 	l.follow()
 	g.beat()

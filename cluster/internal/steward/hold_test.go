@@ -59,11 +59,46 @@ func TestMovesAreSpread(t *testing.T) {
 			moved++
 		}
 	}
-	if moved == 0 || moved > movesAtATime {
+	if moved == 0 || moved > options.Moves {
 		t.Errorf("%d partitions have got other targets at once", moved)
 	}
 	w.pass(5 * time.Second)
 	if w.targets(4) != 0 {
 		t.Errorf("n4 is drained and has %d targets", w.targets(4))
 	}
+}
+
+// Who comes back learns what it shall hold some at a time.
+func TestReturnIsSpread(t *testing.T) {
+	w := newWorld(t, 2048, 2, 3)
+	w.sync()
+	learns := func() (n int) {
+		for _, p := range w.view().Policies[0].Partitions {
+			n += len(p.Learners)
+		}
+		return n
+	}
+	shall := w.targets(3)
+	w.quiet["n3"] = true
+	w.pass(limit + time.Second)
+	w.quiet["n3"] = false
+	w.start("n3")
+	w.step()
+	last := learns()
+	if n := w.view().Node(3); n.State != state.NodeUp || last == 0 {
+		t.Fatalf("n3 is %s and learns %d partitions", n.State, last)
+	}
+	for w.view(); learns() < shall; w.pass(100 * time.Millisecond) {
+		n := learns()
+		if n > last+2*options.Moves || last > 0 && n < last {
+			t.Fatalf("n3 learns %d partitions, and soon %d", last, n)
+		}
+		last = n
+		if w.now.Sub(begin) > time.Minute {
+			t.Fatalf("n3 learns %d of %d partitions", n, shall)
+		}
+	}
+	w.said = nil
+	w.pass(time.Second)
+	w.expect()
 }

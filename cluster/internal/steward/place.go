@@ -37,7 +37,7 @@ func (r *round) place() {
 			s.plans[p.ID] = plan
 			r.note("", "partitions are placed", "nodes or their weights have changed")
 		}
-		most := movesAtATime
+		most := s.opt.Moves
 		if first {
 			most = len(plan)
 		}
@@ -55,11 +55,25 @@ func (r *round) place() {
 const (
 	// maxTries bounds how often a policy is placed for the same nodes.
 	maxTries = 10
-	// movesAtATime bounds the partitions that get other targets in one command, movePause is
-	// the pause after it: all 4096 of a policy take three seconds.
-	movesAtATime = 128
-	movePause    = 100 * time.Millisecond
+	// movePause is the pause after partitions have got other targets or learners: all 4096 of a
+	// policy take three seconds if they do so 128 at a time.
+	movePause = 100 * time.Millisecond
 )
+
+// enroll has nodes that came up learn more of what they shall hold: see state.Enroll. It goes
+// before other targets, for it makes good what is missing.
+func (r *round) enroll() {
+	s := r.s
+	if s.learned == r.v.Epoch || r.now.Sub(s.moved) < movePause {
+		return
+	}
+	if r.v.Enrolled() {
+		s.learned = r.v.Epoch
+		return
+	}
+	s.moved = r.now
+	r.Commands = append(r.Commands, state.Command{Enroll: &state.Enroll{Most: s.opt.Moves}})
+}
 
 // candidates are the nodes that shall hold data: those that are up, and those that hold
 // some and are not out.

@@ -22,6 +22,8 @@ type Options struct {
 	Gather time.Duration
 	// Settle is how long no node may have joined before targets are computed.
 	Settle time.Duration
+	// Moves is how many partitions get other targets, or learners that came back, at once.
+	Moves int
 }
 
 // patience is how many of Gather and Settle the first one waits at most.
@@ -68,7 +70,8 @@ type Steward struct {
 	tries   map[object.PolicyID]int
 	plans   map[object.PolicyID][][]state.NodeID // for seen
 	placed  map[object.PolicyID]bool             // the plan was carried out
-	moved   time.Time                            // when targets were changed last
+	moved   time.Time                            // when targets or learners were changed last
+	learned state.Epoch                          // view in which nobody has to begin to learn
 	doubt   state.Epoch                          // view in which nothing is undecided
 }
 
@@ -158,6 +161,9 @@ func (s *Steward) Step(now time.Time, v *state.View, facts map[state.NodeID]Fact
 	r.confirm()
 	r.declareUp()
 	r.putOut()
+	if len(r.Commands) == 0 {
+		r.enroll()
+	}
 	if len(r.Commands) == 0 {
 		r.place()
 	}
@@ -371,6 +377,7 @@ func (r *round) declareUp() {
 		return
 	}
 	clear(r.s.ready)
+	c.Enroll, r.s.moved = r.s.opt.Moves, r.now
 	for i := range c.Nodes {
 		r.note(r.v.Node(c.Nodes[i].Node).Name, "node is up", "it is ready")
 	}

@@ -14,7 +14,7 @@ import (
 
 var options = Options{
 	Self: "n1", Lease: 2 * time.Second, LeaderLease: 500 * time.Millisecond, Margin: 300 * time.Millisecond,
-	Gather: 300 * time.Millisecond, Settle: 2 * time.Second,
+	Gather: 300 * time.Millisecond, Settle: 2 * time.Second, Moves: 128,
 }
 
 const limit = 2800 * time.Millisecond // silence
