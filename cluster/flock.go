@@ -234,11 +234,7 @@ func (n *Node) keepCluster(id string) error {
 	if n.clusterFile() == id {
 		return nil
 	}
-	path := filepath.Join(n.cfg.Dir, clusterName)
-	if err := os.WriteFile(path+".new", []byte(id), 0o600); err != nil {
-		return fmt.Errorf("keep the cluster's id: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := n.keepFile(clusterName, id); err != nil {
 		return fmt.Errorf("keep the cluster's id: %w", err)
 	}
 	return nil

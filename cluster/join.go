@@ -316,14 +316,16 @@ func (f *flock) joinThrough(ctx context.Context, m members.Member) error {
 func (f *flock) enter(ctx context.Context, cluster string) error {
 	n := f.n
 	f.log.Info("joining cluster", "cluster", cluster)
+	// In this order: who has a log and does not know of which cluster is let in by nobody, and who
+	// has no log asks to be let in.
+	if err := n.keepCluster(cluster); err != nil {
+		return err
+	}
 	exists, err := consensus.Exists(n.cfg.Dir)
 	if err == nil && !exists {
 		err = consensus.Prepare(n.cfg.Dir, n.cfg.Name, n.log)
 	}
 	if err != nil {
-		return err
-	}
-	if err := n.keepCluster(cluster); err != nil {
 		return err
 	}
 	id := f.net.Identity()

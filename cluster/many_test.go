@@ -362,6 +362,28 @@ func TestReturnMovesWhatChanged(t *testing.T) {
 	}
 }
 
+// A node that ended after it had noted which cluster lets it in, and before it had a log, is let in
+// when it starts again.
+func TestJoinAfterCrash(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	first := w.start("n1")
+	if err := first.Format(t.Context(), FormatOptions{Copies: 1, Partitions: 16}); err != nil {
+		t.Fatal(err)
+	}
+	dir := w.nodes["n2"].dir
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, clusterName), []byte(first.View().Cluster.ID), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.start("n2")
+	w.eventually("n2 is up", 30*time.Second, func() bool {
+		n := first.View().NodeByName("n2")
+		return n != nil && n.State == state.NodeUp
+	})
+}
+
 // Without a leader a command for the catalog, as the first write through a gateway is one, waits as
 // long as a request does, and no other time.
 func TestProposeWaitsAsRequestsDo(t *testing.T) {

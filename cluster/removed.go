@@ -79,7 +79,7 @@ func (n *Node) nodeRemoved() {
 	n.removed.once.Do(func() {
 		cluster := n.clusterFile()
 		n.removed.why = removedError(cluster)
-		if err := os.WriteFile(filepath.Join(n.cfg.Dir, removedName), []byte(cluster), 0o600); err != nil {
+		if err := n.keepFile(removedName, cluster); err != nil {
 			n.log.Warn("that this node was removed is not kept: it will ask others again", "err", err)
 		}
 		close(n.removed.told)
@@ -107,12 +107,7 @@ func (n *Node) keepNumber(id state.NodeID) error {
 	if n.number() == id {
 		return nil
 	}
-	path := filepath.Join(n.cfg.Dir, numberName)
-	err := os.WriteFile(path+".new", []byte(strconv.Itoa(int(id))), 0o600)
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err != nil {
+	if err := n.keepFile(numberName, strconv.Itoa(int(id))); err != nil {
 		return fmt.Errorf("keep the node's number: %w", err)
 	}
 	return nil
