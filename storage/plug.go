@@ -50,12 +50,15 @@ func (s *Store) prepareEmpty(fsys disk.FS) (*drive, error) {
 	return d, nil
 }
 
+// whatToDo with a disk that has something.
+const whatToDo = `put it into node.disks and start anew, or, if the node went on without it, use "dog node md plug --empty"`
+
 // refuseContent looks before anything is written: a disk of others is left as it is.
 func refuseContent(fsys disk.FS) error {
 	for _, dir := range []string{objectsDir, newDir} {
 		names, err := fsys.ReadDir(dir)
 		if err == nil && len(names) > 0 {
-			return refuse(`it has objects already: put it into node.disks and start anew, or, if the node went on without it, use "dog node md plug --empty"`)
+			return refuse("it has objects already: " + whatToDo)
 		}
 	}
 	return nil
@@ -82,7 +85,7 @@ func (s *Store) welcome(d *drive) error {
 		return err
 	}
 	if found {
-		return refuse("its log has something of objects: empty it, or put it into node.disks and start anew")
+		return refuse("its log has something of objects: " + whatToDo)
 	}
 	return nil
 }
