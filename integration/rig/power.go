@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 // OwnMounts runs this test process once more, in a mount namespace of its own, and returns how it ended:
@@ -82,6 +80,7 @@ func NewPowerDisk(t testing.TB, size string) *PowerDisk {
 
 const (
 	extShutdown       = 0x8004587d // EXT4_IOC_SHUTDOWN
+	writeBack         = 1 | 2 | 4  // of sync_file_range(2): wait for what is under way, write, wait
 	shutdownJournal   = 1          // what the running transaction has is written first
 	shutdownNoJournal = 2
 )
@@ -129,7 +128,7 @@ func (d *PowerDisk) writeSome(random *rand.Rand) {
 		}
 		for off := int64(0); off < info.Size(); {
 			n := int64(1+random.IntN(most)) * page
-			if err := unix.SyncFileRange(int(file.Fd()), off, n, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER); err != nil {
+			if err := syscall.SyncFileRange(int(file.Fd()), off, n, writeBack); err != nil {
 				return err
 			}
 			off += n + int64(random.IntN(most))*page
@@ -150,7 +149,7 @@ func (d *PowerDisk) shutdown(random *rand.Rand) {
 	}
 	defer root.Close()
 	how := [...]uint32{shutdownJournal, shutdownNoJournal}[random.IntN(2)]
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, root.Fd(), extShutdown, uintptr(unsafe.Pointer(&how))); e != 0 {
+	if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, root.Fd(), extShutdown, uintptr(unsafe.Pointer(&how))); e != 0 {
 		d.t.Fatalf("the file system at %s cannot be shut down (needs root and Linux 4.11): %v", d.Dir, e)
 	}
 }
