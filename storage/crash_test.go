@@ -156,9 +156,7 @@ func TestCrashEverySize(t *testing.T) {
 				most = 12
 			}
 			t.Run(fmt.Sprintf("shift %d seed %d", shift, c.seed), func(t *testing.T) {
-				if shift < 27 { // several large ones at a time would take too much memory
-					t.Parallel()
-				}
+				t.Parallel()
 				c.everywhere(t, stride(most), 20*most)
 			})
 		}
@@ -197,8 +195,11 @@ func TestCrashAfterMuch(t *testing.T) {
 	for seed := range uint64(n) {
 		c := crashCase{seed: 1000 + seed, disks: 1 + int(seed%3), steps: 300}
 		c.at = int64(200 + seed*97%1500)
-		r, _ := c.run(t)
-		c.recover(t, r)
+		t.Run(fmt.Sprintf("seed %d", c.seed), func(t *testing.T) {
+			t.Parallel()
+			r, _ := c.run(t)
+			c.recover(t, r)
+		})
 	}
 }
 

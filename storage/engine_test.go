@@ -529,6 +529,42 @@ func TestSizes(t *testing.T) {
 	expect(t, "read of too large an object", call(s, r), object.ErrInvalid)
 }
 
+// TestLargestObject zeroes and discards all of the largest object with one request, and
+// reads more of it at once than any frontend asks for.
+func TestLargestObject(t *testing.T) {
+	s := mustOpen(t, quietConfig(disktest.New("d")))
+	const shift, size, most = object.MaxSizeShift, uint32(1) << object.MaxSizeShift, uint32(128 << 20)
+	request := func(op object.Op, off, n uint32, data []byte) *object.Request {
+		return &object.Request{Op: op, Policy: 1, Partition: 2, ID: object.DataID(3, 0), SizeShift: shift, Off: off, Len: n, Data: data}
+	}
+	allocated := func() uint64 {
+		t.Helper()
+		info, err := s.Stat(context.Background(), object.Key{Group: object.Group{Policy: 1, Partition: 2}, ID: object.DataID(3, 0)})
+		expect(t, "stat", err, nil)
+		return info.Allocated
+	}
+	zero := request(object.OpZero, 0, size, nil)
+	zero.Flags = object.FlagNoHole
+	expect(t, "zero", call(s, zero), nil)
+	mustCheckpoint(t, s)
+	if n := allocated(); n != uint64(size) {
+		t.Fatalf("zeros without holes take %d bytes", n)
+	}
+	last := filled(4096, 3)
+	expect(t, "write", call(s, request(object.OpWrite, size-4096, 4096, last)), nil)
+	buf := make([]byte, most)
+	expect(t, "read", call(s, request(object.OpRead, size-most, most, buf)), nil)
+	if !isZero(buf[:most-4096]) || !bytes.Equal(buf[most-4096:], last) {
+		t.Fatal("other content")
+	}
+	expect(t, "discard", call(s, request(object.OpDiscard, 0, size, nil)), nil)
+	mustCheckpoint(t, s)
+	expect(t, "read", call(s, request(object.OpRead, size-most, most, buf)), nil)
+	if n := allocated(); n != 0 || !isZero(buf) {
+		t.Fatalf("after a discard %d bytes are there, zeros: %v", n, isZero(buf))
+	}
+}
+
 // TestOpeningReadsNoObjects shows what makes a restart independent of the number of
 // objects.
 func TestOpeningReadsNoObjects(t *testing.T) {

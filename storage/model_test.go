@@ -26,6 +26,7 @@ func TestModel(t *testing.T) {
 	}
 	for seed := range uint64(n) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t, seed+5000, 1+int(seed%3))
 			r.batch = 16
 			r.mustOpen()

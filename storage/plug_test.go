@@ -56,47 +56,50 @@ func TestPlugUnderLoad(t *testing.T) {
 // succeed, is not.
 func TestPlugCrashes(t *testing.T) {
 	for seed := range uint64(rounds(2)) {
-		within, after := 0, 0
-		for at := int64(1); ; at++ {
-			r := newRig(t, seed, 1)
-			r.mustOpen()
-			r.work(10)
-			err := r.plug(at)
-			if err != nil && !r.crashed() {
-				r.fatalf("seed %d, crash at %d: plug: %v", seed, at, err)
-			}
-			if err == nil {
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			t.Parallel()
+			within, after := 0, 0
+			for at := int64(1); ; at++ {
+				r := newRig(t, seed, 1)
+				r.mustOpen()
 				r.work(10)
-			}
-			crashed := r.crashed()
-			r.crash()
-			for _, s := range survivors {
-				f := r.fork(s, func(_ int, d *disktest.Disk) *disktest.Disk { return d.Reopen(s + uint64(at)<<2) })
-				f.mustOpen()
-				f.verify(cut)
-				f.work(4)
-				f.mustClose()
-				if err != nil {
+				err := r.plug(at)
+				if err != nil && !r.crashed() {
+					r.fatalf("crash at %d: plug: %v", at, err)
+				}
+				if err == nil {
+					r.work(10)
+				}
+				crashed := r.crashed()
+				r.crash()
+				for _, s := range survivors {
 					f := r.fork(s, func(_ int, d *disktest.Disk) *disktest.Disk { return d.Reopen(s + uint64(at)<<2) })
-					f.disks = f.disks[:1]
 					f.mustOpen()
 					f.verify(cut)
+					f.work(4)
 					f.mustClose()
+					if err != nil {
+						f := r.fork(s, func(_ int, d *disktest.Disk) *disktest.Disk { return d.Reopen(s + uint64(at)<<2) })
+						f.disks = f.disks[:1]
+						f.mustOpen()
+						f.verify(cut)
+						f.mustClose()
+					}
+				}
+				if !crashed {
+					break
+				}
+				if err != nil {
+					within++
+				} else {
+					after++
 				}
 			}
-			if !crashed {
-				break
+			t.Logf("%d power cuts while the disk was being added, %d afterwards", within, after)
+			if within == 0 || after == 0 {
+				t.Error("the cuts missed what they were for")
 			}
-			if err != nil {
-				within++
-			} else {
-				after++
-			}
-		}
-		t.Logf("seed %d: %d power cuts while the disk was being added, %d afterwards", seed, within, after)
-		if within == 0 || after == 0 {
-			t.Errorf("seed %d: the cuts missed what they were for", seed)
-		}
+		})
 	}
 }
 

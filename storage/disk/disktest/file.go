@@ -88,6 +88,17 @@ func (n *inode) store(b []byte, off, budget int64) (stored int, made int64) {
 
 func isZero(b []byte) bool { return string(b) == string(zeroPage.data[:len(b)]) }
 
+// zeros is what writes of zeros share: logs and objects are filled with megabytes of them.
+var zeros [1 << 20]byte
+
+// keep returns a copy of b that nobody changes.
+func keep(b []byte) []byte {
+	if len(b) <= len(zeros) && string(b) == string(zeros[:len(b)]) {
+		return zeros[:len(b)]
+	}
+	return slices.Clone(b)
+}
+
 func (n *inode) setSize(size int64) {
 	if size != n.size {
 		n.size = size
@@ -135,9 +146,9 @@ func (n *inode) zeroBytes(off, end int64) {
 	if off >= end || n.pages[off/pageSize] == nil {
 		return
 	}
-	zeros := make([]byte, end-off)
-	n.store(zeros, off, 0)
-	n.writes = append(n.writes, write{off: off, data: zeros})
+	data := zeros[:end-off]
+	n.store(data, off, 0)
+	n.writes = append(n.writes, write{off: off, data: data})
 }
 
 // sync makes content and size durable.
@@ -234,7 +245,7 @@ func (h *handle) WriteAt(b []byte, off int64) (int, error) {
 	stored, made := n.store(b, off, max(d.capacity-d.used, 0))
 	d.used += made
 	if stored > 0 {
-		n.writes = append(n.writes, write{off: off, data: slices.Clone(b[:stored])})
+		n.writes = append(n.writes, write{off: off, data: keep(b[:stored])})
 		n.setSize(max(n.size, off+int64(stored)))
 	}
 	if stored < len(b) {
