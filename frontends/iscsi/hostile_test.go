@@ -329,7 +329,7 @@ func TestSlowReader(t *testing.T) {
 // Connections that say nothing are many and cost nothing else, up to the limit.
 func TestHalfOpen(t *testing.T) {
 	const limit = 300
-	h := serve(t, func(c *Config) { c.MaxConnections = limit; c.LoginTimeout = 2 * time.Second })
+	h := serve(t, func(c *Config) { c.MaxConnections = limit; c.LoginTimeout = time.Hour })
 	check := h.undisturbed()
 	var open []net.Conn
 	for range limit + 50 {
@@ -341,12 +341,27 @@ func TestHalfOpen(t *testing.T) {
 	}
 	waitFor(t, func() bool { return h.Counters().TooMany >= 50 })
 	check()
-	waitFor(t, func() bool { return h.Counters().Connections == 1 }) // all but the bystander are cut off
 	for _, c := range open {
 		c.Close()
 	}
+	waitFor(t, func() bool { return h.Counters().Connections == 1 }) // the bystander
 	c := h.login("vm1", me)
 	c.ready()
+}
+
+// Who does not log in is cut off after a while; who has logged in is not.
+func TestNoLogin(t *testing.T) {
+	h := serve(t, func(c *Config) { c.LoginTimeout = 5 * time.Second })
+	check := h.undisturbed()
+	var silent []*client
+	for range 20 {
+		silent = append(silent, h.dial())
+	}
+	for _, c := range silent {
+		c.gone()
+	}
+	waitFor(t, func() bool { return h.Counters().Connections == 1 }) // the bystander
+	check()
 }
 
 // Logins one after another leave nothing behind.
