@@ -50,6 +50,9 @@ type Config struct {
 	// ResendWithin is how old a write may be that is sent again because another node took the
 	// VDI in between; an older one fails with ErrStale. Default 2 s.
 	ResendWithin time.Duration
+	// OwnWithin bounds how long a write tries to have ownership while others want it too.
+	// Default 30 s.
+	OwnWithin time.Duration
 
 	// SweepEvery is how often the objects are searched for leftovers, beside once at the
 	// start; default 24 h.
@@ -79,6 +82,9 @@ func (c *Config) validate() error {
 	}
 	if c.ResendWithin <= 0 {
 		c.ResendWithin = 2 * time.Second
+	}
+	if c.OwnWithin <= 0 {
+		c.OwnWithin = 30 * time.Second
 	}
 	if c.SweepEvery <= 0 {
 		c.SweepEvery = 24 * time.Hour

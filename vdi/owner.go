@@ -13,8 +13,6 @@ import (
 // Ownership: see DESIGN.md.
 
 const (
-	// ownTimeout bounds how long a write tries to have ownership while others want it too.
-	ownTimeout = 30 * time.Second
 	// minTenure is how long who takes ownership keeps it, so that something gets done. It is
 	// doubled, up to maxTenure, as long as nothing did.
 	minTenure = 20 * time.Millisecond
@@ -96,7 +94,7 @@ func (c *core) ownLocked(ctx context.Context, hold time.Duration) error {
 	}
 	c.gate.pause()
 	defer c.gate.resume()
-	until := time.Now().Add(ownTimeout)
+	until := time.Now().Add(c.s.cfg.OwnWithin)
 	for {
 		err := c.ask(ctx, hold)
 		again := isStale(err)

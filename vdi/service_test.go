@@ -202,9 +202,10 @@ func TestWritesOfOneObject(t *testing.T) {
 	}
 }
 
-// Objects refuse an old generation: the volume asks for ownership anew, once.
+// Objects refuse an old generation: the volume asks for ownership anew, and gives up in the end.
 func TestStale(t *testing.T) {
 	w := vditest.NewWorld(t)
+	w.Config = func(cfg *vdi.Config) { cfg.OwnWithin = 200 * time.Millisecond }
 	s := w.Service()
 	v := create(t, s, "v", 4<<20)
 	write(t, v, 0, 100, 1)

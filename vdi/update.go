@@ -41,7 +41,7 @@ func (v *Volume) Update(ctx context.Context, off, n int64, f Flags, fn func(p []
 		defer c.letGo(ctx)
 		own = func(ctx context.Context) error { return c.ownLocked(ctx, adminHold) }
 	}
-	for until := time.Now().Add(ownTimeout); ; {
+	for until := time.Now().Add(c.s.cfg.OwnWithin); ; {
 		if err := own(ctx); err != nil {
 			return err
 		}

@@ -68,7 +68,7 @@ func (s *Service) WriteVMState(ctx context.Context, at VMState, p []byte, afresh
 		return explain(err, "write the machine's state of %q", v.Name)
 	}
 	defer s.release(c)
-	for until := time.Now().Add(ownTimeout); ; {
+	for until := time.Now().Add(s.cfg.OwnWithin); ; {
 		if err = c.own(ctx); err == nil {
 			err = c.writeVMState(ctx, at, p, afresh, f)
 		}

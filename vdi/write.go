@@ -23,7 +23,7 @@ func (c *core) writeOwned(ctx context.Context, p *part) error {
 	if p.parent.span.beyond { // the caller holds admin, and owns
 		return c.writeOnce(ctx, p)
 	}
-	for until := time.Now().Add(ownTimeout); ; {
+	for until := time.Now().Add(c.s.cfg.OwnWithin); ; {
 		if err := c.own(ctx); err != nil {
 			return err
 		}
