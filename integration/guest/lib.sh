@@ -55,3 +55,14 @@ fails() {
 		return 1
 	fi
 }
+
+# gives_back VDI MIB FILE: removing the file and trimming its file system frees so much of the VDI's space.
+gives_back() {
+	before=$(host used "$1")
+	rm "$3"
+	sync
+	fstrim -v "${3%/*}"
+	after=$(host used "$1")
+	echo "space used: $before MiB, after fstrim $after MiB"
+	[ $((before - after)) -ge "$2" ]
+}
