@@ -52,6 +52,7 @@ func rotObject(t *testing.T, s *rig.Sheep, not map[string]bool) string {
 // Bits that flip in one replica each, on every node, are found and repaired from the others while the
 // cluster runs, whether the node is a partition's primary or not.
 func TestFlockRepairsRot(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlockOf(t, 3, 3, rig.FlockOptions{Config: "storage:\n  checkpoint: 100ms\n"})
 	h := newHerder(t, f, "v")
 	h.start(f.Nodes[0])

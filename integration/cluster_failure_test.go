@@ -37,6 +37,7 @@ func reportStall(t *testing.T, h *herder, what string, limit time.Duration) {
 
 // Nodes that die, hang or are stopped are not noticed by clients of others, but for a moment.
 func TestFlockSurvivesNodes(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlock(t, 3, 3)
 	h, l := newHerder(t, f, "v"), newFio(t, f, "fio")
 	h.start(f.Nodes[0])
@@ -73,6 +74,7 @@ func TestFlockSurvivesNodes(t *testing.T) {
 
 // The leader and the node that is primary of most may die like any other.
 func TestFlockSurvivesLeader(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlock(t, 3, 3)
 	h := newHerder(t, f, "v")
 	for _, who := range []struct {
@@ -96,6 +98,7 @@ func TestFlockSurvivesLeader(t *testing.T) {
 
 // All nodes die at once: what was flushed is there afterwards, and each node shows the same.
 func TestFlockSurvivesDeathOfAll(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlock(t, 3, 3)
 	h := newHerder(t, f, "v")
 	for round := range max(1, crashRounds(0)) {
@@ -120,6 +123,7 @@ func TestFlockSurvivesDeathOfAll(t *testing.T) {
 // was flushed or written with FUA is there afterwards, every other block holds one of the writes since or what
 // it held before, each gateway shows the same, and so do the replicas.
 func TestFlockSurvivesPowerCut(t *testing.T) {
+	besideOthers(t)
 	var disks []*rig.PowerDisk
 	f := rig.NewFlockOf(t, 3, 3, rig.FlockOptions{Disks: func(int) []string {
 		disks = append(disks, rig.NewPowerDisk(t, "4G"))
@@ -164,6 +168,7 @@ func TestFlockSurvivesPowerCut(t *testing.T) {
 
 // All nodes are restarted in turn, with clients of a node that stays meanwhile.
 func TestFlockRollingRestart(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlock(t, 3, 3)
 	h := newHerder(t, f, "v")
 	for i := range f.Nodes {
@@ -184,6 +189,7 @@ func TestFlockRollingRestart(t *testing.T) {
 // A gateway hangs for ten seconds with writes under way in it, and another one takes its volume over.
 // None of the first one's writes lands after those of the second one. Then the volume goes to and fro.
 func TestFlockHandOverFromHungGateway(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlockOf(t, 3, 3, rig.FlockOptions{Config: "debug:\n  store_delay: 50ms\n"})
 	f.Nodes[0].Dog("vdi", "create", "v", "64M")
 	f.Know("v")

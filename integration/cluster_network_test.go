@@ -17,6 +17,7 @@ func newNetFlock(t *testing.T, n, copies int) (*rig.Flock, *rig.Net) {
 
 // The peer port of the node that is primary of most is cut, for what comes in and for all.
 func TestFlockSurvivesCutPort(t *testing.T) {
+	besideOthers(t)
 	f, net := newNetFlock(t, 3, 3)
 	h, l := newHerder(t, f, "v"), newFio(t, f, "fio")
 	i := f.Busiest()
@@ -54,6 +55,7 @@ func TestFlockSurvivesCutPort(t *testing.T) {
 // A part of the cluster that is cut off answers nothing, and the other part goes on; when the
 // cut is healed all is one again.
 func TestFlockPartition(t *testing.T) {
+	besideOthers(t)
 	f, net := newNetFlock(t, 3, 3)
 	partition(t, f, net, [][]int{{0, 1}, {2}}, 6*time.Second)
 }

@@ -16,6 +16,7 @@ import (
 // network are counted by itself. One is stopped; one is killed while objects are being written directly: those that
 // were under way then count, too.
 func TestFlockReturnMovesWhatChanged(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlock(t, 3, 3)
 	f.Nodes[0].Dog("vdi", "create", "v", fmt.Sprint(returnPieces*pieceBytes))
 	f.Know("v")

@@ -89,6 +89,7 @@ func (r *reader) end() int {
 // A node that hangs and wakes answers no client with what it had: while it did not run, others took
 // over from it. It is let go at moments around the end of its lease and of what the leader waits for.
 func TestFlockStaleReads(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlock(t, 3, 3)
 	lead := f.Leader()
 	victim, other := (lead+1)%3, (lead+2)%3

@@ -32,6 +32,7 @@ func awaitLog(t *testing.T, s *rig.Sheep, words ...string) {
 // Who has another secret, is of another cluster, or is no sheep at all, is refused: both sides say why, and
 // nothing else happens to the cluster. Who has the disks of another cluster does not even start.
 func TestFlockRefusesStrangers(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlock(t, 2, 2)
 	h := newHerder(t, f, "v")
 	h.start(f.Nodes[0])

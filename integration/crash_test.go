@@ -244,6 +244,7 @@ func soaking() bool { return crashRounds(0) > 0 }
 // one of those that may be there, and no checksum complains. Some rounds take a snapshot under load: it
 // must show what INV-V2 says.
 func TestCrash(t *testing.T) {
+	besideOthers(t)
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "crash", strconv.Itoa(crashVolumeBytes))
 	l := &load{t: t, sheep: s, model: newModel(crashBlocks)}
@@ -283,6 +284,7 @@ func TestCrash(t *testing.T) {
 
 // TestStopUnderLoad stops the daemon with SIGTERM under load: it ends cleanly and nothing answered is lost.
 func TestStopUnderLoad(t *testing.T) {
+	besideOthers(t)
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "crash", strconv.Itoa(crashVolumeBytes))
 	l := &load{t: t, sheep: s, model: newModel(crashBlocks)}

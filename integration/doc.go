@@ -7,4 +7,7 @@
 // guards the import rules of the whole tree.
 //
 // A test never skips for want of a tool: it fails and names `make tools`.
+//
+// Tests that measure how long something takes have the machine for themselves; those that mostly wait
+// run beside one another (besideOthers), a few at a time.
 package integration

@@ -88,6 +88,7 @@ func guestScripts(t *testing.T, f *rig.Flock, names ...string) string {
 // found again, over one connection and over four. iSCSI: logins, reservations, resize, restarts of the gateway; then
 // (in make soak) two gateways as paths of one disk.
 func TestGuest(t *testing.T) {
+	besideOthers(t)
 	f := guestFlock(t)
 	g := rig.NewGuest(t)
 	for _, name := range []string{"vm1", "vm2", "mp"} {

@@ -13,6 +13,7 @@ import (
 // Groups, access rules and secrets, given through one gateway, hold on the other one at once; sessions of
 // both are listed and ended through either.
 func TestISCSIAccess(t *testing.T) {
+	besideOthers(t)
 	rig.Need(t, "iscsi-ls", "iscsi-inq", "iscsi-readcapacity16", "qemu-img", "qemu-io")
 	secrets := t.TempDir()
 	for name, text := range map[string]string{"joe": "correct-horse-battery\n", "us": "target staple-staple-staple\n", "short": "short\n"} {

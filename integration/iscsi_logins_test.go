@@ -123,6 +123,7 @@ func TestISCSIConnects(t *testing.T) {
 
 // The suite's tests with two paths, through two gateways: what is done on one counts on the other.
 func TestISCSITwoGateways(t *testing.T) {
+	besideOthers(t)
 	rig.Need(t, "iscsi-test-cu")
 	f := rig.NewFlock(t, 3, 2)
 	f.Nodes[0].Dog("vdi", "create", "vm1", "64M")

@@ -109,6 +109,7 @@ func judge(t *testing.T, results map[string]string, output string, skip, bad map
 
 // libiscsi's own suite.
 func TestISCSISuite(t *testing.T) {
+	besideOthers(t)
 	rig.Need(t, "iscsi-test-cu")
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "vm1", "256M")
@@ -125,6 +126,7 @@ func TestISCSISuite(t *testing.T) {
 
 // The same where a logical block is as long as a physical one.
 func TestISCSISuite4K(t *testing.T) {
+	besideOthers(t)
 	rig.Need(t, "iscsi-test-cu")
 	s := rig.Start(t, rig.Options{Config: "iscsi:\n  block_size: 4096\n"})
 	s.Dog("vdi", "create", "vm1", "512M")
@@ -156,6 +158,7 @@ func TestISCSISuite512n(t *testing.T) {
 
 // The clients that people use.
 func TestISCSIClients(t *testing.T) {
+	besideOthers(t)
 	rig.Need(t, "iscsi-ls", "iscsi-inq", "qemu-img", "qemu-io")
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "vm1", "64M")

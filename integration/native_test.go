@@ -224,6 +224,7 @@ func (m *nativeModel) verify() {
 // A client that does as QEMU does, through snapshots, rollbacks, states of machines, growing, killed clients
 // and a sheep that is killed: what it reads is what was written, and NBD has the same.
 func TestNativeModel(t *testing.T) {
+	besideOthers(t)
 	s := rig.Start(t, rig.Options{})
 	m := newNativeModel(t, 1, "vm", func() *rig.Sheep { return s })
 	for round := range 6 {
@@ -246,6 +247,7 @@ func TestNativeModel(t *testing.T) {
 
 // The sheep is killed while requests are under way: the client sends them again, and nothing is lost.
 func TestNativeReconnect(t *testing.T) {
+	besideOthers(t)
 	s := rig.Start(t, rig.Options{})
 	if err := driver.Create(s.Native(), "vm", 64<<20, 0, 0); err != nil {
 		t.Fatal(err)
@@ -359,6 +361,7 @@ func TestNativeDeleteSnapshot(t *testing.T) {
 
 // The same against three nodes: each client through whatever gateway, a node killed and another one drained of its clients in between.
 func TestNativeCluster(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlock(t, 3, 3)
 	var at int
 	m := newNativeModel(t, 2, "vm", func() *rig.Sheep { return f.Nodes[at] })
@@ -471,6 +474,7 @@ func TestNativeUnaware(t *testing.T) {
 // One volume through native clients, NBD and iSCSI, each at a gateway of its own, all connected all the time: who writes takes it over, and
 // everybody reads what is newest. Then clones of its snapshots, with their copies.
 func TestNativeHandOver(t *testing.T) {
+	besideOthers(t)
 	rig.Need(t, "qemu-io")
 	f := rig.NewFlock(t, 3, 3)
 	const size = 8 << nativeShift

@@ -57,7 +57,7 @@ func TestExportsAreListed(t *testing.T) {
 	}
 	text := rig.OK(t, "nbdinfo", s.URI("vm1"))
 	rig.Contains(t, text, "newstyle-fixed", "structured packets", "base:allocation", "block_size_minimum: 1")
-	rig.Contains(t, rig.OK(t, "nbd-client", "-l", rig.Address, "-N", "x", fmt.Sprint(s.NBDPort)), "vm1", "vm2")
+	rig.Contains(t, rig.OK(t, "nbd-client", "-l", s.Host(), "-N", "x", fmt.Sprint(s.NBDPort)), "vm1", "vm2")
 	rig.Contains(t, rig.Fails(t, "nbdinfo", s.URI("nosuch")), "nosuch")
 }
 

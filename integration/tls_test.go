@@ -10,9 +10,10 @@ import (
 // TLS with a client certificate: who has one gets in, who has none or speaks plain does not.
 func TestTLS(t *testing.T) {
 	rig.Need(t, "nbdinfo", "qemu-img", "nbdcopy")
-	certs := rig.Certificates(t, rig.Address)
-	strange := rig.Certificates(t, rig.Address) // made by another CA
-	s := rig.Start(t, rig.Options{NBD: "  tls:\n" +
+	address := rig.FreeAddress(t)
+	certs := rig.Certificates(t, address)
+	strange := rig.Certificates(t, address) // made by another CA
+	s := rig.Start(t, rig.Options{Address: address, NBD: "  tls:\n" +
 		"    cert: " + filepath.Join(certs, "server-cert.pem") + "\n" +
 		"    key: " + filepath.Join(certs, "server-key.pem") + "\n" +
 		"    client_ca: " + filepath.Join(certs, "ca-cert.pem") + "\n"})
@@ -26,7 +27,7 @@ func TestTLS(t *testing.T) {
 	rig.OK(t, "nbdcopy", "nbds://"+s.NBD()+"/vm2?tls-certificates="+certs, back)
 	same(t, image, back)
 	rig.Contains(t, rig.OK(t, "qemu-img", "info", "--object", "tls-creds-x509,id=t,endpoint=client,dir="+certs,
-		"--image-opts", "driver=nbd,host="+rig.Address+",port="+port(s)+",export=vm1,tls-creds=t"), "64 MiB")
+		"--image-opts", "driver=nbd,host="+address+",port="+port(s)+",export=vm1,tls-creds=t"), "64 MiB")
 
 	rig.Fails(t, "nbdinfo", s.URI("vm1"))
 	rig.Fails(t, "nbdinfo", tls+strange)

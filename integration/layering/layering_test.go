@@ -31,7 +31,7 @@ var crossings = map[[2]string]string{
 }
 
 // pure packages decide and never act.
-var pure = []string{"vdi/catalog", "cluster/state", "cluster/internal/placement", "cluster/internal/replica", "cluster/internal/gateway", "storage/object", "frontends/nbd/internal/wire", "frontends/iscsi/access", "frontends/iscsi/internal/pdu", "frontends/iscsi/internal/login", "frontends/iscsi/internal/scsi"}
+var pure = []string{"vdi/catalog", "cluster/state", "cluster/internal/placement", "cluster/internal/replica", "cluster/internal/steward", "cluster/internal/gateway", "storage/object", "frontends/nbd/internal/wire", "frontends/iscsi/access", "frontends/iscsi/internal/pdu", "frontends/iscsi/internal/login", "frontends/iscsi/internal/scsi"}
 
 // impure are the packages whose import gives a package sockets, files, clocks or randomness.
 var impure = []string{"os", "os/exec", "os/signal", "net", "net/http", "syscall", "math/rand", "math/rand/v2", "crypto/rand", "golang.org/x/sys/unix", "sync", "log", "log/slog", "context"}

@@ -15,22 +15,40 @@ import (
 	"time"
 )
 
-// flocks counts the clusters of this test process: each has a loopback network of its own.
-var flocks atomic.Int32
+// networks counts the loopback networks that this test process has looked for.
+var networks atomic.Int32
 
-// freeNetwork finds a number N so that 127.0.N.0/24 is likely nobody else's: where to begin follows
-// from the process id, since several test processes may run at once.
+// guardHost is the host of a loopback network at which its user listens as long as it is in use, so that
+// neither another test nor another test process takes it, whether its daemons run or are down.
+const guardHost = 254
+
+// freeNetwork finds a number N so that 127.0.N.0/24 is nobody else's until the test ends. Where to begin
+// follows from the process id, since several test processes may run at once. Daemons have addresses of
+// their own, with the usual ports: a port that the kernel gives to whoever asks could be
+// another one's while a daemon is down.
 func freeNetwork(t testing.TB) int {
 	t.Helper()
 	for range 200 {
-		n := 20 + (os.Getpid()*7+int(flocks.Add(1)))%200
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.%d.1:7001", n)); err == nil {
+		n := 20 + (os.Getpid()*7+int(networks.Add(1)))%200
+		guard, err := net.Listen("tcp", fmt.Sprintf("127.0.%d.%d:7001", n, guardHost))
+		if err != nil {
+			continue
+		}
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.%d.1:7001", n)); err == nil { // no daemon of others
 			l.Close()
+			t.Cleanup(func() { guard.Close() })
 			return n
 		}
+		guard.Close()
 	}
 	t.Fatal("no loopback network is free")
 	return 0
+}
+
+// FreeAddress finds an address for a daemon that is nobody else's until the test ends.
+func FreeAddress(t testing.TB) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.%d.1", freeNetwork(t))
 }
 
 // Flock is a cluster of several daemons, each on a loopback address of its own with the usual ports.
@@ -198,7 +216,7 @@ func (f *Flock) node(network, number int) *Sheep {
 	f.t.Helper()
 	name := "n" + strconv.Itoa(number)
 	s := &Sheep{
-		t: f.t, NBDPort: 10809, AdminPort: 7003, NativePort: 7000, ISCSIPort: 3260, address: fmt.Sprintf("127.0.%d.%d", network, number),
+		t: f.t, NBDPort: nbdPort, AdminPort: adminPort, NativePort: nativePort, ISCSIPort: iscsiPort, address: fmt.Sprintf("127.0.%d.%d", network, number),
 		Disks:  []string{filepath.Join(f.dir, name)},
 		config: filepath.Join(f.dir, name+".yaml"), logPath: filepath.Join(f.dir, name+".log"),
 	}
@@ -212,7 +230,7 @@ func (f *Flock) node(network, number int) *Sheep {
 		s.within, s.address = n.add()
 		s.Unix = filepath.Join(f.sockets(), name)
 		join = n.address(1) + ", " + n.address(2)
-		listen = fmt.Sprintf("listen:\n  admin: %q\n  nbd: %q\n  native: none\n  iscsi: none\nnbd:\n  unix: %s\n", s.Admin(), Address+":10809", s.Unix)
+		listen = fmt.Sprintf("listen:\n  admin: %q\n  nbd: %q\n  native: none\n  iscsi: none\nnbd:\n  unix: %s\n", s.Admin(), net.JoinHostPort(Address, strconv.Itoa(nbdPort)), s.Unix)
 	}
 	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\ncluster:\n  join: [%s]\n  secret_file: %s\n%s%s",
 		name, s.address, strings.Join(s.Disks, ", "), join, filepath.Join(f.dir, "secret"), listen, f.opts.Config)
@@ -235,7 +253,7 @@ func (f *Flock) sockets() string {
 }
 
 // Host is the address the daemon listens on.
-func (s *Sheep) Host() string { return s.host() }
+func (s *Sheep) Host() string { return s.address }
 
 // Freeze stops the daemon's process as if it hung, until Thaw.
 func (s *Sheep) Freeze() { s.cmd.Process.Signal(syscall.SIGSTOP) }

@@ -27,6 +27,9 @@ type Guest struct {
 	scripts string // where the scripts of integration/guest are
 }
 
+// building is held by who builds the guest: its directory is everybody's.
+var building sync.Mutex
+
 // NewGuest builds the guest, if it was not built yet.
 func NewGuest(t testing.TB) *Guest {
 	t.Helper()
@@ -34,6 +37,8 @@ func NewGuest(t testing.TB) *Guest {
 	_, file, _, _ := runtime.Caller(0)
 	g := &Guest{t: t, scripts: filepath.Join(filepath.Dir(filepath.Dir(file)), "guest")}
 	g.dir = filepath.Join(filepath.Dir(filepath.Dir(g.scripts)), ".cache", "guest")
+	building.Lock()
+	defer building.Unlock()
 	if r := Run(t, 5*time.Minute, "", filepath.Join(g.scripts, "build.sh"), g.dir); r.Code != 0 {
 		t.Fatalf("build the guest: status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}

@@ -30,8 +30,10 @@ const (
 type Options struct {
 	Disks  []string // directories of the disks; default: one below the test's directory
 	Config string   // further configuration, YAML lines at top level (not node, listen or cluster)
-	NBD    string   // further lines of the nbd section, each indented by two spaces
-	Env    []string // further environment
+	// Address is where it listens, with the usual ports; "": FreeAddress.
+	Address string
+	NBD     string   // further lines of the nbd section, each indented by two spaces
+	Env     []string // further environment
 	// Raw daemons are started without being formatted.
 	Raw bool
 }
@@ -47,7 +49,7 @@ type Sheep struct {
 	NativeUnix string // path of its socket for the native protocol
 
 	t       testing.TB
-	address string // where it listens; "": Address
+	address string // where it listens
 	within  string // its network namespace; "": that of the tests
 	config  string
 	env     []string
@@ -56,8 +58,16 @@ type Sheep struct {
 	exited  chan struct{}
 }
 
-// Address is where daemons under test listen.
+// Address is where others than daemons listen, and daemons in a network of their own for those inside.
 const Address = "127.0.0.1"
+
+// The usual ports of a daemon.
+const (
+	nativePort = 7000
+	adminPort  = 7003
+	iscsiPort  = 3260
+	nbdPort    = 10809
+)
 
 // Start starts a formatted cluster of one daemon (one copy) and waits until it is ready.
 func Start(t testing.TB, o Options) *Sheep {
@@ -88,47 +98,26 @@ func New(t testing.TB, o Options) *Sheep {
 	}
 	t.Cleanup(func() { os.RemoveAll(sockets) })
 	s.Unix, s.NativeUnix = filepath.Join(sockets, "nbd.sock"), filepath.Join(sockets, "native.sock")
-	ports := freePorts(t, 6)
-	s.NBDPort, s.AdminPort, s.NativePort, s.ISCSIPort = ports[0], ports[1], ports[4], ports[5]
+	if s.address = o.Address; s.address == "" {
+		s.address = FreeAddress(t)
+	}
+	s.NBDPort, s.AdminPort, s.NativePort, s.ISCSIPort = nbdPort, adminPort, nativePort, iscsiPort
 	text := fmt.Sprintf(`node:
   name: n1
   address: %s
   disks: [%s]
-listen:
-  nbd: "%[1]s:%[3]d"
-  admin: "%[1]s:%[4]d"
-  iscsi: "%[1]s:%[12]d"
-  peer: "%[1]s:%[8]d"
-  gossip: "%[1]s:%[9]d"
-  native: "%[1]s:%[10]d"
 native:
-  unix: %[11]s
+  unix: %s
 nbd:
-  unix: %[5]s
-%[6]slog:
+  unix: %s
+%slog:
   level: debug
-%[7]s`, Address, strings.Join(s.Disks, ", "), s.NBDPort, s.AdminPort, s.Unix, o.NBD, o.Config, ports[2], ports[3], ports[4], s.NativeUnix, ports[5])
+%s`, s.address, strings.Join(s.Disks, ", "), s.NativeUnix, s.Unix, o.NBD, o.Config)
 	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.cleanup)
 	return s
-}
-
-// freePorts finds ports that nobody listens on. Another process could take one in between; a daemon that
-// cannot listen then fails the test with a clear message.
-func freePorts(t testing.TB, n int) []int {
-	t.Helper()
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", Address+":0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
-	}
-	return ports
 }
 
 // Launch starts the daemon's process without waiting for it to be ready.
@@ -309,30 +298,23 @@ func (s *Sheep) Log() string {
 }
 
 // NBD is the daemon's NBD address, HOST:PORT.
-func (s *Sheep) NBD() string { return net.JoinHostPort(s.host(), strconv.Itoa(s.NBDPort)) }
+func (s *Sheep) NBD() string { return net.JoinHostPort(s.address, strconv.Itoa(s.NBDPort)) }
 
 // Admin is the daemon's HTTP address, HOST:PORT.
 func (s *Sheep) Admin() string {
-	host := s.host()
+	host := s.address
 	if s.within != "" {
 		host = Address
 	}
 	return net.JoinHostPort(host, strconv.Itoa(s.AdminPort))
 }
 
-func (s *Sheep) host() string {
-	if s.address != "" {
-		return s.address
-	}
-	return Address
-}
-
 // Native is the daemon's address of the native protocol, HOST:PORT.
-func (s *Sheep) Native() string { return net.JoinHostPort(s.host(), strconv.Itoa(s.NativePort)) }
+func (s *Sheep) Native() string { return net.JoinHostPort(s.address, strconv.Itoa(s.NativePort)) }
 
 // ISCSI is the URL of a VDI for libiscsi and QEMU, or with NAME.TAG of a snapshot.
 func (s *Sheep) ISCSI(name string) string {
-	return fmt.Sprintf("iscsi://%s:%d/%s:%s/0", s.host(), s.ISCSIPort, IQN, name)
+	return fmt.Sprintf("iscsi://%s:%d/%s:%s/0", s.address, s.ISCSIPort, IQN, name)
 }
 
 // IQN begins the names of targets.
