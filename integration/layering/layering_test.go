@@ -31,7 +31,7 @@ var crossings = map[[2]string]string{
 }
 
 // pure packages decide and never act.
-var pure = []string{"vdi/catalog", "cluster/state", "cluster/internal/placement", "cluster/internal/replica", "cluster/internal/steward", "cluster/internal/gateway", "storage/object", "frontends/nbd/internal/wire", "frontends/iscsi/access", "frontends/iscsi/internal/pdu", "frontends/iscsi/internal/login", "frontends/iscsi/internal/scsi"}
+var pure = []string{"vdi/catalog", "cluster/state", "cluster/internal/placement", "cluster/internal/replica", "cluster/internal/steward", "cluster/internal/gateway", "cluster/internal/peer/internal/record", "storage/object", "frontends/nbd/internal/wire", "frontends/iscsi/access", "frontends/iscsi/internal/pdu", "frontends/iscsi/internal/login", "frontends/iscsi/internal/scsi"}
 
 // impure are the packages whose import gives a package sockets, files, clocks or randomness.
 var impure = []string{"os", "os/exec", "os/signal", "net", "net/http", "syscall", "math/rand", "math/rand/v2", "crypto/rand", "golang.org/x/sys/unix", "sync", "log", "log/slog", "context"}
@@ -66,6 +66,7 @@ var home = map[string][]string{
 	"github.com/prometheus/client_golang": {"frontends/admin"},
 	"github.com/zeebo/xxh3":               {"storage", "cluster", "vdi"},
 	"go.yaml.in/yaml":                     {"conf", "cmd/dog"},
+	"golang.org/x/crypto":                 {"cluster/internal/peer"},
 	"golang.org/x/sys":                    {"storage/disk", "frontends/internal/stream", "cluster"},
 	"golang.org/x/sync":                   {"cmd", "frontends", "vdi", "cluster", "storage"},
 }

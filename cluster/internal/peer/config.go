@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"time"
+
+	"sheepdog/cluster/internal/peer/internal/record"
 )
 
 // Config is what a Transport needs. Zero values stand for the defaults.
@@ -68,6 +70,8 @@ type Config struct {
 	// BulkIdle is after how long connections of class Bulk are closed that nobody uses.
 	// Default 1 min.
 	BulkIdle time.Duration
+
+	keyRecords uint64 // that a key of TLS protects; tests have fewer than what is safe
 }
 
 // Event is something that happened to a connection.
@@ -111,6 +115,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.Stall, 30*time.Second)
 	orDefault(&c.Linger, time.Second)
 	orDefault(&c.BulkIdle, time.Minute)
+	orDefault(&c.keyRecords, record.MaxRecords)
 	if c.Handler == nil {
 		c.Handler = noHandler{}
 	}

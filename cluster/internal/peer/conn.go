@@ -1,7 +1,6 @@
 package peer
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -50,8 +49,7 @@ func (b *beat) sent() *Call {
 func newConn(s stream, class Class, remote Identity, seed uint64, b *budget) *conn {
 	c := &conn{raw: s.raw, class: class, remote: remote, seed: seed, failed: make(chan struct{})}
 	if s.tls != nil {
-		s.sock.collect()
-		c.link = &tlsLink{conn: s.tls, sock: s.sock}
+		c.link = s.tls
 	} else {
 		c.link = &plainLink{newSocket(s.raw)}
 	}
@@ -65,8 +63,7 @@ func newConn(s stream, class Class, remote Identity, seed uint64, b *budget) *co
 type stream struct {
 	net.Conn // what to read and write: TLS if there is
 	raw      net.Conn
-	tls      *tls.Conn
-	sock     *tlsSocket
+	tls      *tlsLink
 }
 
 // fail ends the connection. Reader and sender find out; whoever they serve is told by
@@ -115,7 +112,9 @@ func (c *conn) receive() error {
 	if !c.heard.Load() {
 		c.heard.Store(true)
 	}
-	c.in.received(n)
+	if n > 0 {
+		c.in.received(n)
+	}
 	return nil
 }
 

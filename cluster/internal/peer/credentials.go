@@ -218,8 +218,9 @@ func handshakeReason(err error) error {
 	var unknown x509.UnknownAuthorityError
 	var header tls.RecordHeaderError
 	var op *net.OpError
+	var alert tls.AlertError
 	switch {
-	case errors.As(err, &unknown):
+	case errors.As(err, &unknown) || errors.As(err, &alert) && (alert == alertBadCertificate || alert == alertUnknownCA):
 		return fmt.Errorf("%w: %w", errOtherSecret, err)
 	case errors.As(err, &op) && op.Op == "remote error" && (op.Err.Error() == alertBadCertificate.Error() || op.Err.Error() == alertUnknownCA.Error()):
 		return fmt.Errorf("%w: %w", errOtherSecret, err)

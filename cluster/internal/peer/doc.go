@@ -6,6 +6,9 @@
 //
 // From the cluster's secret every node derives the same CA and issues itself a
 // certificate for its name; connections are TLS 1.3 with certificates on both sides.
+// crypto/tls makes the handshake and nothing else: records behind it are made and opened
+// by internal/record, the same on the wire, with fewer copies. No alert is sent when a
+// connection ends: what is lost with it is told by frames that are not whole.
 // Then the nodes say hello: version, cluster, name, incarnation and what the connection
 // is for. What does not fit is refused with a reason that both sides log. A stranger is
 // disconnected and logged once.
@@ -65,7 +68,7 @@
 //	peer.go         another node; lane.go: its calls of one class; call.go: a call
 //	session.go      requests from another node; request.go: a request
 //	conn.go         a connection of frames; output.go, inbox.go: its two directions
-//	link*.go        system calls and TLS
+//	link*.go        system calls and TLS; internal/record: its records
 //	memory.go       buffers and budgets
 //	quiet.go        logs that strangers cannot flood
 package peer

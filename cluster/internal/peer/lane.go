@@ -239,9 +239,7 @@ func (l *lane) down(c *conn, err error) bool {
 		c.out.end()
 		l.t.forget(c)
 		c.in.drop()
-		if t, ok := c.link.(*tlsLink); ok {
-			t.sock.release()
-		}
+		c.link.release()
 	}
 	for c := lost.pop(); c != nil; c = lost.pop() {
 		c.finish(err)

@@ -75,9 +75,7 @@ func (s *session) run() error {
 	sender.Wait()
 	s.idleDead()
 	s.c.in.drop()
-	if t, ok := s.c.link.(*tlsLink); ok {
-		t.sock.release()
-	}
+	s.c.link.release()
 	s.stop()
 	return s.c.err
 }

@@ -148,18 +148,20 @@ func TestNoAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	w := network(t)
-	a, _ := w.start("a", insecure), w.start("b", insecure)
-	done := make(chan struct{}, 1)
-	c := &Call{Op: opEcho, Head: make([]byte, 40), Data: make([]byte, 4096), ReplyData: make([]byte, 4096), Done: func(*Call) { done <- struct{}{} }}
-	p := a.Peer("b")
-	a.do("b", &Call{Op: opEcho})
-	call := func() {
-		p.Submit(c)
-		p.Kick()
-		<-done
-	}
-	if n := testing.AllocsPerRun(2000, call); n > 0.5 {
-		t.Errorf("%v allocations for a call", n)
-	}
+	modes(t, func(t *testing.T, mode func(*Config)) {
+		w := network(t)
+		a, _ := w.start("a", mode), w.start("b", mode)
+		done := make(chan struct{}, 1)
+		c := &Call{Op: opEcho, Head: make([]byte, 40), Data: make([]byte, 4096), ReplyData: make([]byte, 4096), Done: func(*Call) { done <- struct{}{} }}
+		p := a.Peer("b")
+		a.do("b", &Call{Op: opEcho})
+		call := func() {
+			p.Submit(c)
+			p.Kick()
+			<-done
+		}
+		if n := testing.AllocsPerRun(2000, call); n > 0.5 {
+			t.Errorf("%v allocations for a call", n)
+		}
+	})
 }

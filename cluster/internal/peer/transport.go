@@ -246,21 +246,28 @@ func (t *Transport) strange(host string, nc net.Conn, h *hello, err error) {
 // answer carries out the accepting side of the handshake.
 func (t *Transport) answer(nc net.Conn) (s stream, h hello, seed uint64, err error) {
 	defer t.until(t.ctx, nc)()
-	s = stream{Conn: nc, raw: nc}
-	certified := ""
-	if t.tls != nil {
-		s.sock = newTLSSocket(nc)
-		s.tls = tls.Server(s.sock, t.tls)
-		s.Conn = s.tls
-		if err := s.tls.Handshake(); err != nil {
-			return s, h, 0, fmt.Errorf("TLS: %w", handshakeReason(err))
-		}
-		if certified, err = certifiedName(s.tls.ConnectionState()); err != nil {
-			return s, h, 0, err
-		}
+	s, certified, err := t.secure(nc, false)
+	if err != nil {
+		return s, h, 0, err
 	}
 	h, seed, err = receive(s, t.Identity(), certified, t.admit)
 	return s, h, seed, err
+}
+
+// secure carries out the handshake of TLS, if there is TLS. certified is the name of the
+// other side then.
+func (t *Transport) secure(nc net.Conn, dialed bool) (s stream, certified string, err error) {
+	s = stream{Conn: nc, raw: nc}
+	if t.tls == nil {
+		return s, "", nil
+	}
+	l, state, err := handshake(nc, t.tls, dialed, t.cfg.keyRecords)
+	if err != nil {
+		return s, "", err
+	}
+	s.tls, s.Conn = l, &tlsConn{Conn: nc, link: l}
+	certified, err = certifiedName(state)
+	return s, certified, err
 }
 
 // until bounds the time of a handshake; to be called at its end is what it returns.
@@ -385,20 +392,11 @@ func (t *Transport) dial(ctx context.Context, node string, kind Kind) (s stream,
 
 // introduce carries out the connecting side of the handshake.
 func (t *Transport) introduce(nc net.Conn, node string, kind Kind) (s stream, remote Identity, seed uint64, err error) {
-	s = stream{Conn: nc, raw: nc}
-	certified := node
-	if t.tls != nil {
-		s.sock = newTLSSocket(nc)
-		s.tls = tls.Client(s.sock, t.tls)
-		s.Conn = s.tls
-		if err = s.tls.Handshake(); err != nil {
-			return s, remote, 0, fmt.Errorf("TLS: %w", handshakeReason(err))
-		}
-		if certified, err = certifiedName(s.tls.ConnectionState()); err != nil {
-			return s, remote, 0, err
-		}
+	s, certified, err := t.secure(nc, true)
+	if err != nil {
+		return s, remote, 0, err
 	}
-	if certified != node {
+	if s.tls != nil && certified != node {
 		return s, remote, 0, &RefusedError{Node: node, Reason: otherNode.String(), Text: fmt.Sprintf("node %q answers at its address", certified)}
 	}
 	remote, seed, err = greet(s, t.Identity(), kind, node)
