@@ -159,6 +159,9 @@ func TestVotersAreReplaced(t *testing.T) {
 		f.eventually("voters after the death of "+victim, func() error {
 			up, down := 0, 0
 			for _, s := range f.leader().Servers() {
+				if s.Node == victim && s.Health == HealthOK {
+					return errors.New("it is not known yet") // and must be, before the next one dies
+				}
 				if s.Voter && s.Health == HealthOK {
 					up++
 				} else if s.Voter {
