@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -183,7 +184,8 @@ func (d *drive) diagnose(err error) error {
 		d.reportRot(corrupt)
 		return err
 	case errors.Is(err, object.ErrIO), errors.Is(err, object.ErrInvalid), errors.Is(err, object.ErrNotFound),
-		errors.Is(err, object.ErrNoSpace), errors.Is(err, object.ErrClosed):
+		errors.Is(err, object.ErrNoSpace), errors.Is(err, object.ErrClosed),
+		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded): // who asked has gone: no fault of the disk
 		return err
 	case errors.Is(err, wal.ErrFull):
 		return fmt.Errorf("log of disk %s is full and cannot be emptied: %w", d, object.ErrNoSpace)

@@ -613,3 +613,35 @@ func TestManyObjectsFewFiles(t *testing.T) {
 	expect(t, "close", s.Close(), nil)
 	expect(t, "submit after close", call(s, req(object.OpRead, 0, 0, buf)), object.ErrClosed)
 }
+
+// patient is a context that is cancelled when it has been asked so many times.
+type patient struct {
+	context.Context
+	left int
+}
+
+func (p *patient) Err() error {
+	if p.left--; p.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// A copy that is cancelled, wherever it is, is no failure of the disk.
+func TestCopyCancelled(t *testing.T) {
+	s := mustOpen(t, quietConfig(disktest.New("disk")))
+	expect(t, "write", call(s, req(object.OpWrite, 1, 0, filled(1<<20, 1))), nil)
+	for n := 0; ; n++ {
+		err := s.Copy(&patient{context.Background(), n}, keyOf(2), keyOf(1), 20, object.Version{Epoch: 1})
+		if st := s.Status().Disks[0]; st.State != storage.StateOK {
+			t.Fatalf("cancelled when asked for the %dth time: the disk is %s: %s", n+1, st.State, st.Error)
+		}
+		if err == nil {
+			if n < 2 {
+				t.Errorf("a copy asks %d times whether it is wanted", n)
+			}
+			return
+		}
+		expect(t, "copy", err, context.Canceled)
+	}
+}

@@ -52,6 +52,41 @@ func TestMarks(t *testing.T) {
 	}
 }
 
+// A disk that comes back empty says of no partition any more that nothing of it is missing, whoever emptied it.
+func TestEmptyDiskHasNoMarks(t *testing.T) {
+	g := object.Group{Policy: 1, Partition: 3}
+	for name, add := range map[string]func(*Store, disk.FS) (DiskStatus, error){"plug": (*Store).Plug, "reuse": (*Store).Reuse} {
+		t.Run(name, func(t *testing.T) {
+			dir := openDir(t)
+			old, err := Open(Config{Disks: []disk.FS{dir}, Node: "n", ScrubRate: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			do(t, old, &object.Request{Op: object.OpWrite, SizeShift: 20, ID: 1, Policy: 1, Partition: 3, Len: 1, Data: []byte{1}})
+			if err := old.KeepMarks(map[object.Group]object.Version{g: {Epoch: 9}}); err != nil {
+				t.Fatal(err)
+			}
+			if name == "plug" { // only empty disks are plugged
+				if err := old.Delete(t.Context(), object.Key{Group: g, ID: 1}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			old.Close()
+			s, err := Open(Config{Disks: []disk.FS{openDir(t)}, Node: "n", ScrubRate: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if _, err := add(s, dir); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.Marks(); len(got) > 0 {
+				t.Errorf("marks of another life are believed: %v", got)
+			}
+		})
+	}
+}
+
 func openDir(t *testing.T) disk.FS {
 	t.Helper()
 	d, err := disk.Open(t.TempDir())

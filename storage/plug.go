@@ -87,5 +87,15 @@ func (s *Store) welcome(d *drive) error {
 	if found {
 		return refuse("its log has something of objects: " + whatToDo)
 	}
-	return nil
+	return d.forgetMarks()
+}
+
+// forgetMarks has an empty disk no longer say of partitions that nothing of them is missing: the file is of a time
+// before the disk was emptied.
+func (d *drive) forgetMarks() error {
+	marks, err := readMarks(d.fs)
+	if err == nil && len(marks) == 0 {
+		return nil
+	}
+	return writeWhole(d.fs, marksName, encodeMarks(nil))
 }

@@ -58,10 +58,16 @@ func (s *Store) clear(fsys disk.FS) error {
 			return err
 		}
 	}
-	if err := fsys.Remove(identityName); err != nil {
-		return err
+	// The identity last: without it the marks, which say of partitions that they are whole, would be believed.
+	for _, name := range []string{marksName, identityName} {
+		if err := fsys.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := fsys.SyncDir("."); err != nil {
+			return err
+		}
 	}
-	return fsys.SyncDir(".")
+	return nil
 }
 
 // removeAll durably removes what is in a directory: files, or directories of files.
