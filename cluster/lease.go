@@ -261,20 +261,14 @@ func (l *leader) grant(node string, life state.Life, followed state.Epoch, what 
 		return steward.NotLeading, time.Time{}
 	}
 	v := l.f.n.state.View()
-	inStep, reached := steward.InStep(v, life.Node, followed), self || l.reaches(node)
+	reached := self || l.reaches(node)
 	if reached {
 		l.facts.Spoke(node, now)
 	}
-	switch {
-	case inStep && reached:
-		l.facts.Heard(node, life.Incarnation, now, what)
-	case inStep:
-		l.facts.Said(node, life.Incarnation, now, what)
+	if steward.InStep(v, life.Node, followed) {
+		l.facts.Heard(node, life.Incarnation, now, what, reached)
 	}
-	verdict := l.steward.Grant(v, life, followed)
-	if verdict == steward.Granted && !reached {
-		return steward.Deaf, time.Time{}
-	}
+	verdict := l.steward.Grant(v, life, followed, reached)
 	if verdict == steward.Down || verdict == steward.Cut {
 		signal(l.wake) // it may be up again, or down at last
 	}

@@ -214,20 +214,13 @@ func (g *reign) grant(l *life, asked time.Time, followed state.Epoch, say stewar
 		return steward.NotLeading, asked
 	}
 	reached := self || !w.cutBetween(g.l.n, l.n)
-	switch inStep := steward.InStep(g.l.known(), l.n.id, followed); {
-	case inStep && reached:
-		g.l.facts.Heard(l.n.name, l.inc, time.Now(), say)
-	case inStep:
-		g.l.facts.Said(l.n.name, l.inc, time.Now(), say)
+	if steward.InStep(g.l.known(), l.n.id, followed) {
+		g.l.facts.Heard(l.n.name, l.inc, time.Now(), say, reached)
 	}
 	if self {
 		asked = w.begin.Add(contact)
 	}
-	verdict := g.l.steward.Grant(g.l.known(), state.Life{Node: l.n.id, Incarnation: l.inc}, followed)
-	if verdict == steward.Granted && !reached {
-		verdict = steward.Deaf
-	}
-	return verdict, asked
+	return g.l.steward.Grant(g.l.known(), state.Life{Node: l.n.id, Incarnation: l.inc}, followed, reached), asked
 }
 
 // unreached are the nodes that are up and to which the connections are cut for a while.

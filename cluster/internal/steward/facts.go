@@ -48,23 +48,18 @@ func (f *Facts) of(node string) *evidence {
 }
 
 // Heard says that an incarnation of the node asked for a lease, at a time or before, what it
-// said, that it is in step, and that the leader can connect to it.
-func (f *Facts) Heard(node string, incarnation uint64, at time.Time, what Saying) {
-	f.Said(node, incarnation, at, what)
-	if e := f.of(node); incarnation == e.life && at.After(e.heard) {
-		e.heard = at
-	}
-}
-
-// Said is Heard for a node that the leader cannot connect to: it does not count as heard, but
-// what it says counts.
-func (f *Facts) Said(node string, incarnation uint64, at time.Time, what Saying) {
+// said, and that it is in step. A node that the leader cannot connect to is not reached: it does
+// not count as heard, but what it says counts.
+func (f *Facts) Heard(node string, incarnation uint64, at time.Time, what Saying, reached bool) {
 	e := f.of(node)
 	if incarnation > e.life {
 		e.life, e.heard, e.saying, e.said = incarnation, time.Time{}, what, at
 	}
 	if incarnation == e.life && what.Number > e.saying.Number {
 		e.saying, e.said = what, at
+	}
+	if reached && incarnation == e.life && at.After(e.heard) {
+		e.heard = at
 	}
 }
 

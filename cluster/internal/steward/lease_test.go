@@ -32,11 +32,11 @@ func TestEarlierIncarnation(t *testing.T) {
 	w.start("n2")
 	w.pass(0)
 	w.expect("10000: announce n2 live 1")
-	w.facts.Heard("n2", 1, w.now, Saying{})
+	w.facts.Heard("n2", 1, w.now, Saying{}, true)
 	w.pass(time.Second)
 	w.expect()
-	w.facts.Heard("n2", 2, w.now, Saying{})
-	w.facts.Heard("n2", 1, w.now.Add(time.Hour), Saying{}) // not of this life
+	w.facts.Heard("n2", 2, w.now, Saying{}, true)
+	w.facts.Heard("n2", 1, w.now.Add(time.Hour), Saying{}, true) // not of this life
 	w.pass(0)
 	w.expect("11000: 2 up")
 	if f := w.facts.Of(w.now, w.view())[2]; !f.Heard.Equal(w.now) {
@@ -64,7 +64,7 @@ func TestLeaving(t *testing.T) {
 	w.apply(state.Command{Leave: &state.Leave{Node: 2, Incarnation: 1, Most: 100}})
 	w.pass(time.Second)
 	w.expect()
-	if v := w.s.Grant(w.view(), state.Life{Node: 2, Incarnation: 1}, w.view().Epoch); v != Granted {
+	if v := w.s.Grant(w.view(), state.Life{Node: 2, Incarnation: 1}, w.view().Epoch, true); v != Granted {
 		t.Errorf("it holds nothing any more, and may still tell: %v", v)
 	}
 	for i, q := range w.view().Policies[0].Partitions {
@@ -167,8 +167,8 @@ func leases(t *testing.T, seed uint64) (granted, downs int) {
 			if !r.leading || w.now.Sub(r.contact) > options.LeaderLease {
 				continue
 			}
-			r.facts.Heard(q.name, q.life.Incarnation, w.now, Saying{})
-			if r.s.Grant(r.view, q.life, r.view.Epoch) == Granted {
+			r.facts.Heard(q.name, q.life.Incarnation, w.now, Saying{}, true)
+			if r.s.Grant(r.view, q.life, r.view.Epoch, true) == Granted {
 				granted++
 				if u := q.asked.Add(options.Lease); u.After(until[q.life]) {
 					until[q.life] = u
@@ -183,7 +183,7 @@ func leases(t *testing.T, seed uint64) (granted, downs int) {
 			if r == now {
 				r.view = w.view()
 			}
-			if self := r.view.NodeByName(r.name); r.s.Grant(r.view, state.Life{Node: self.ID, Incarnation: 1}, r.view.Epoch) == Granted {
+			if self := r.view.NodeByName(r.name); r.s.Grant(r.view, state.Life{Node: self.ID, Incarnation: 1}, r.view.Epoch, true) == Granted {
 				granted++
 				if u := r.contact.Add(options.Lease); u.After(until[state.Life{Node: self.ID, Incarnation: 1}]) {
 					until[state.Life{Node: self.ID, Incarnation: 1}] = u

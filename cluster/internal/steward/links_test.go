@@ -37,12 +37,8 @@ func (w *cut) pass(d time.Duration) {
 					s.Unreached = append(s.Unreached, o.ID)
 				}
 			}
-			if w.deaf[n.ID] {
-				w.facts.Said(n.Name, n.Incarnation, w.now, s)
-			} else {
-				w.facts.Heard(n.Name, n.Incarnation, w.now, s)
-			}
-			w.last[n.ID] = w.s.Grant(v, lifeOf(n), v.Epoch)
+			w.facts.Heard(n.Name, n.Incarnation, w.now, s, !w.deaf[n.ID])
+			w.last[n.ID] = w.s.Grant(v, lifeOf(n), v.Epoch, !w.deaf[n.ID])
 		}
 		w.step()
 	}

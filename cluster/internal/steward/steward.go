@@ -118,7 +118,9 @@ const (
 // Who was down and is up again gets none before it has followed that: until then it knows
 // nothing of what was decided, and changed, without it, and would answer by what was before.
 // The log may reach it seconds after it can ask.
-func (s *Steward) Grant(v *state.View, l state.Life, followed state.Epoch) Verdict {
+//
+// reached says whether the leader can connect to the node.
+func (s *Steward) Grant(v *state.View, l state.Life, followed state.Epoch, reached bool) Verdict {
 	n := v.Node(l.Node)
 	switch {
 	case !s.leading:
@@ -134,6 +136,9 @@ func (s *Steward) Grant(v *state.View, l state.Life, followed state.Epoch) Verdi
 	}
 	if _, goes := s.links.going[l]; goes {
 		return Cut
+	}
+	if !reached {
+		return Deaf
 	}
 	return Granted
 }

@@ -64,7 +64,7 @@ func (w *world) pass(d time.Duration) {
 	for end := w.now.Add(d); ; w.now = w.now.Add(100 * time.Millisecond) {
 		for _, n := range w.view().Nodes {
 			if !w.quiet[n.Name] {
-				w.facts.Heard(n.Name, n.Incarnation, w.now.Add(-10*time.Millisecond), Saying{})
+				w.facts.Heard(n.Name, n.Incarnation, w.now.Add(-10*time.Millisecond), Saying{}, true)
 			}
 		}
 		w.step()
@@ -87,7 +87,7 @@ func (w *world) step() {
 				w.pending = nil
 				for _, l := range res.Nodes { // it asks at once
 					if name := w.view().Node(l.Node).Name; !w.quiet[name] {
-						w.facts.Heard(name, l.Incarnation, w.now, Saying{})
+						w.facts.Heard(name, l.Incarnation, w.now, Saying{}, true)
 					}
 				}
 			}
@@ -202,12 +202,12 @@ func TestGrant(t *testing.T) {
 	two := state.Life{Node: 2, Incarnation: 1}
 	grant := func(l state.Life, want Verdict) {
 		t.Helper()
-		if got := w.s.Grant(w.view(), l, w.view().Epoch); got != want {
+		if got := w.s.Grant(w.view(), l, w.view().Epoch, true); got != want {
 			t.Errorf("lease of %v: %v, want %v", l, got, want)
 		}
 	}
 	grant(two, Granted)
-	if got := w.s.Grant(w.view(), two, w.view().Node(2).Turned-1); got != Behind {
+	if got := w.s.Grant(w.view(), two, w.view().Node(2).Turned-1, true); got != Behind {
 		t.Errorf("lease of a node that has not followed that it is up: %v", got)
 	}
 	grant(state.Life{Node: 2, Incarnation: 2}, Down)
@@ -221,7 +221,7 @@ func TestGrant(t *testing.T) {
 		t.Fatalf("said %v", c)
 	}
 	grant(two, Down) // although the command was lost
-	w.facts.Heard("n2", 1, w.now, Saying{})
+	w.facts.Heard("n2", 1, w.now, Saying{}, true)
 	c := step()
 	if len(c) != 1 || c[0].SetNodes == nil || c[0].SetNodes.Nodes[0].State != state.NodeDown {
 		t.Fatalf("said %v", c)
@@ -264,7 +264,7 @@ func TestNewLeaderWaits(t *testing.T) {
 	w.facts.Refused("n3", w.now)
 	w.pass(limit)
 	w.expect("70000: 3 down")
-	w.facts.Heard("n4", 1, w.now.Add(-time.Second), Saying{})
+	w.facts.Heard("n4", 1, w.now.Add(-time.Second), Saying{}, true)
 	w.pass(100 * time.Millisecond)
 	w.expect("72900: 2 down")
 	w.pass(10 * time.Second)
@@ -302,8 +302,8 @@ func TestLastMember(t *testing.T) {
 	w.apply(state.Command{SetTargets: &state.SetTargets{Policy: 1, Since: w.view().Epoch, Targets: [][]state.NodeID{{2, 3}}}})
 	w.sync()
 	w.now = w.now.Add(5 * time.Second)
-	w.facts.Heard("n3", 1, w.now.Add(-4*time.Second), Saying{})
-	w.facts.Heard("n2", 1, w.now.Add(-3*time.Second), Saying{})
+	w.facts.Heard("n3", 1, w.now.Add(-4*time.Second), Saying{}, true)
+	w.facts.Heard("n2", 1, w.now.Add(-3*time.Second), Saying{}, true)
 	w.facts.Refused("n2", w.now)
 	w.step()
 	w.expect("15000: 2 down 3 down")
