@@ -217,12 +217,8 @@ func certifiedName(s tls.ConnectionState) (string, error) {
 func handshakeReason(err error) error {
 	var unknown x509.UnknownAuthorityError
 	var header tls.RecordHeaderError
-	var op *net.OpError
-	var alert tls.AlertError
 	switch {
-	case errors.As(err, &unknown) || errors.As(err, &alert) && (alert == alertBadCertificate || alert == alertUnknownCA):
-		return fmt.Errorf("%w: %w", errOtherSecret, err)
-	case errors.As(err, &op) && op.Op == "remote error" && (op.Err.Error() == alertBadCertificate.Error() || op.Err.Error() == alertUnknownCA.Error()):
+	case errors.As(err, &unknown), hasAlert(err, alertBadCertificate), hasAlert(err, alertUnknownCA):
 		return fmt.Errorf("%w: %w", errOtherSecret, err)
 	case errors.As(err, &header):
 		return fmt.Errorf("%w: %w", errNotTLS, err)
@@ -230,8 +226,15 @@ func handshakeReason(err error) error {
 	return err
 }
 
-// RFC 8446, 6: what a side says to a certificate of another CA. crypto/tls gives alerts
-// that it has received a type of its own, but the same words.
+// hasAlert reports whether err is an alert that the other side has sent. Those that come during the
+// handshake have a type of crypto/tls's own, but the same words; those behind it are of package record.
+func hasAlert(err error, want tls.AlertError) bool {
+	var got tls.AlertError
+	var op *net.OpError
+	return errors.As(err, &got) && got == want || errors.As(err, &op) && op.Op == "remote error" && op.Err.Error() == want.Error()
+}
+
+// RFC 8446, 6: what a side says to a certificate of another CA.
 const (
 	alertBadCertificate tls.AlertError = 42
 	alertUnknownCA      tls.AlertError = 48
