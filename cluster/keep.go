@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 )
@@ -17,22 +18,15 @@ func (n *Node) keepFile(name, content string) error {
 	if err == nil {
 		err = f.Sync() // a name may become durable before what it names
 	}
-	if e := f.Close(); err == nil {
-		err = e
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
 	}
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err != nil {
+	if err := os.Rename(path+".new", path); err != nil {
 		return err
 	}
 	dir, err := os.Open(n.cfg.Dir)
 	if err != nil {
 		return err
 	}
-	err = dir.Sync()
-	if e := dir.Close(); err == nil {
-		err = e
-	}
-	return err
+	return errors.Join(dir.Sync(), dir.Close())
 }
