@@ -50,14 +50,15 @@ func runCluster(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	printCluster(append(figures, plain...))
+	figures = append(figures, plain...)
+	printCluster(figures)
 	if rec != nil {
 		rec.print()
 	}
 	if o.jsonPath == "" {
 		return nil
 	}
-	b, err := json.MarshalIndent(map[string]any{"figures": append(figures, plain...), "recovery": rec}, "", "  ")
+	b, err := json.MarshalIndent(map[string]any{"figures": figures, "recovery": rec}, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -79,8 +80,8 @@ func plainCases() (cases []clusterCase) {
 // measureCluster measures those of the cases that are wanted on a new cluster, and recovery unless it is plain.
 func measureCluster(ctx context.Context, o options, cases []clusterCase, plain bool) (figures []clusterFigure, rec *recoveryFigure, err error) {
 	cases = slices.DeleteFunc(slices.Clone(cases), func(c clusterCase) bool { return !o.only.MatchString(c.name) })
-	recover := !plain && o.only.MatchString("recovery") && o.recoverMiB > 0
-	if len(cases) == 0 && !recover {
+	recovers := !plain && o.only.MatchString("recovery") && o.recoverMiB > 0
+	if len(cases) == 0 && !recovers {
 		return nil, nil, nil
 	}
 	work, err := os.MkdirTemp(o.disk, "sheepdog-bench-")
@@ -103,7 +104,7 @@ func measureCluster(ctx context.Context, o options, cases []clusterCase, plain b
 			return nil, nil, err
 		}
 	}
-	if recover {
+	if recovers {
 		rec, err = f.recovery(ctx, o)
 	}
 	return figures, rec, err

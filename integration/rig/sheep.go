@@ -187,7 +187,8 @@ func (s *Sheep) waitReady() error {
 // healthy reports whether the daemon answers.
 func (s *Sheep) healthy(url string) error {
 	if s.within == "" {
-		return probe(url)
+		_, err := fetch(url, 2*time.Second)
+		return err
 	}
 	if r := s.DogRun("--timeout", "2s", "cluster", "info"); r.Code != 0 {
 		return errors.New(r.Stderr)
@@ -210,22 +211,24 @@ func (s *Sheep) nbdAddress() string {
 	return s.NBD()
 }
 
-func probe(url string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+// fetch gets what an URL has, within a limit.
+func fetch(url string, limit time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return err
+		return "", err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return err
+		return "", err
 	}
-	resp.Body.Close()
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", url, resp.Status)
+		return "", fmt.Errorf("%s: %s", url, resp.Status)
 	}
-	return nil
+	text, err := io.ReadAll(resp.Body)
+	return string(text), err
 }
 
 // Kill ends the daemon as a crash would: SIGKILL, no goodbye.
@@ -397,22 +400,11 @@ func (s *Sheep) RSS() int64 {
 // Metric is the value of a metric without labels as the daemon shows it at /metrics.
 func (s *Sheep) Metric(name string) float64 {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Admin()+"/metrics", nil)
+	text, err := fetch("http://"+s.Admin()+"/metrics", 10*time.Second)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, line := range Lines(string(text)) {
+	for _, line := range Lines(text) {
 		if value, ok := strings.CutPrefix(line, name+" "); ok {
 			v, err := strconv.ParseFloat(value, 64)
 			if err != nil {
