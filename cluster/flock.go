@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"sheepdog/cluster/internal/consensus"
+	"sheepdog/cluster/internal/durable"
 	"sheepdog/cluster/internal/gates"
 	"sheepdog/cluster/internal/members"
 	"sheepdog/cluster/internal/peer"
@@ -89,6 +90,7 @@ type flock struct {
 	marks     chan chan<- error // who wants marks kept now
 	whole     whole
 	questions chan struct{} // a token for each that is under way
+	asked     asked         // those of other nodes
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -234,7 +236,7 @@ func (n *Node) keepCluster(id string) error {
 	if n.clusterFile() == id {
 		return nil
 	}
-	if err := n.keepFile(clusterName, id); err != nil {
+	if err := durable.WriteFile(filepath.Join(n.cfg.Dir, clusterName), id); err != nil {
 		return fmt.Errorf("keep the cluster's id: %w", err)
 	}
 	return nil

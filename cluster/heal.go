@@ -50,12 +50,9 @@ func (n *Node) OnlyHere(groups []object.Group) int {
 	})
 }
 
-// Holding counts the groups that this node is in sync with, or shall be: those it has let go
-// of are learned anew, in another place.
-func (n *Node) Holding(groups []object.Group) int {
-	return n.count(groups, func(p *state.Partition, self state.NodeID) bool {
-		return slices.Contains(p.ISR, self) || slices.Contains(p.Waiting, self) || slices.Contains(p.Learners, self)
-	})
+// Exist counts the groups that there are in the cluster.
+func (n *Node) Exist(groups []object.Group) int {
+	return n.count(groups, func(*state.Partition, state.NodeID) bool { return true })
 }
 
 func (n *Node) count(groups []object.Group, is func(*state.Partition, state.NodeID) bool) (count int) {

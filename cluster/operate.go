@@ -232,9 +232,10 @@ func (n *Node) SetCopies(ctx context.Context, copies int) error {
 	return nil
 }
 
-// SetDisks says which disks this node has from now on.
-func (n *Node) SetDisks(ctx context.Context, disks []state.Disk) error {
-	c := state.SetDisks{Node: state.NodeID(n.self.Load()), Incarnation: n.inc.Load(), Disks: disks}
+// SetDisks says which disks this node has from now on. Those that it had and has no more are
+// missing, and what may be on them is waited for, but for those that were emptied.
+func (n *Node) SetDisks(ctx context.Context, disks []state.Disk, emptied ...string) error {
+	c := state.SetDisks{Node: state.NodeID(n.self.Load()), Incarnation: n.inc.Load(), Disks: disks, Emptied: emptied}
 	if c.Node == 0 {
 		return errUnformatted
 	}

@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	"sheepdog/cluster/state"
@@ -19,7 +21,7 @@ type RecoveryStatus struct {
 
 	DoneObjects    uint64        `json:"done_objects"`
 	DoneBytes      uint64        `json:"done_bytes"`       // that were not equal
-	LeftBytes      uint64        `json:"left_bytes"`       // estimated from those
+	LeftBytes      uint64        `json:"left_bytes"`       // estimated from those, for all that Node shall hold of Source
 	BytesPerSecond float64       `json:"bytes_per_second"` // lately
 	Since          time.Duration `json:"since"`            // that Source brings something
 	// ETA is when it will be done, if it goes on like this; nil: nobody knows.
@@ -41,19 +43,48 @@ func (n *Node) Recovery() []RecoveryStatus {
 			Source: n.cfg.Name, Node: nameOf(v, w.Node), Partitions: w.Partitions, Objects: w.Objects, Listing: w.Unlisted > 0,
 			DoneObjects: w.Done, DoneBytes: w.DoneBytes, BytesPerSecond: w.Rate, Since: w.Since,
 		}
+		missing := max(w.Partitions, missing(v, state.NodeID(n.self.Load()), w.Node))
+		objects := float64(w.Objects)
+		if w.InSync > 0 { // what is not listed has as many as the others had
+			objects += float64(missing-(w.Partitions-w.Unlisted)) * float64(w.Done) / float64(w.InSync)
+		}
 		if w.Done > 0 {
-			s.LeftBytes = uint64(float64(w.DoneBytes) / float64(w.Done) * float64(w.Objects))
+			s.LeftBytes = uint64(float64(w.DoneBytes) / float64(w.Done) * objects)
 		}
-		if w.NoSpace {
+		switch {
+		case w.NoSpace:
 			s.Waits = "the node has no space: add disks or nodes, or delete volumes or snapshots"
+		case w.Failure != nil:
+			s.Waits = fmt.Sprintf("what was tried last has failed, and is tried again: %v", w.Failure)
 		}
-		if s.Waits == "" && !s.Listing && w.Rate > 0 && w.Done > 0 {
+		switch {
+		case s.Waits != "":
+		case w.InSync > 0 && w.Since >= etaAfter: // partitions are about equal
+			eta := time.Duration(float64(w.Since) * float64(missing) / float64(w.InSync)).Round(time.Second)
+			s.ETA = &eta
+		case !s.Listing && w.Rate > 0 && w.Done > 0:
 			eta := time.Duration(float64(s.LeftBytes) / w.Rate * float64(time.Second)).Round(time.Second)
 			s.ETA = &eta
 		}
 		list = append(list, s)
 	}
 	return list
+}
+
+// etaAfter is after how long the partitions that are in sync say how long the others take.
+const etaAfter = time.Second
+
+// missing counts the partitions of a primary that another node shall hold and is not in sync with.
+func missing(v *state.View, primary, node state.NodeID) (count int) {
+	for _, p := range v.Policies {
+		for i := range p.Partitions {
+			q := &p.Partitions[i]
+			if q.ISR[0] == primary && slices.Contains(q.Targets, node) && !slices.Contains(q.ISR, node) {
+				count++
+			}
+		}
+	}
+	return count
 }
 
 // RecoveryCounters count what this node has done since its start to make replicas equal.

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"sheepdog/cluster/internal/durable"
 	"sheepdog/cluster/internal/members"
 	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/state"
@@ -79,7 +80,7 @@ func (n *Node) nodeRemoved() {
 	n.removed.once.Do(func() {
 		cluster := n.clusterFile()
 		n.removed.why = removedError(cluster)
-		if err := n.keepFile(removedName, cluster); err != nil {
+		if err := durable.WriteFile(filepath.Join(n.cfg.Dir, removedName), cluster); err != nil {
 			n.log.Warn("that this node was removed is not kept: it will ask others again", "err", err)
 		}
 		close(n.removed.told)
@@ -107,7 +108,7 @@ func (n *Node) keepNumber(id state.NodeID) error {
 	if n.number() == id {
 		return nil
 	}
-	if err := n.keepFile(numberName, strconv.Itoa(int(id))); err != nil {
+	if err := durable.WriteFile(filepath.Join(n.cfg.Dir, numberName), strconv.Itoa(int(id))); err != nil {
 		return fmt.Errorf("keep the node's number: %w", err)
 	}
 	return nil

@@ -102,18 +102,7 @@ func (f *flock) insist(ctx context.Context, node *state.Node, op uint16, head []
 
 // ask asks another node once and waits, or gives up.
 func (f *flock) ask(ctx context.Context, node string, op uint16, head []byte) error {
-	c := &peer.Call{Class: peer.Data, Op: op, Head: head, Deadline: time.Now().Add(fenceTimeout)}
-	done := make(chan error, 1)
-	c.Done = func(c *peer.Call) { done <- c.Err }
-	p := f.net.Peer(node)
-	p.Submit(c)
-	p.Kick()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return f.await(ctx, node, &peer.Call{Class: peer.Data, Op: op, Head: head, Deadline: time.Now().Add(fenceTimeout)})
 }
 
 // fenceTimeout is how long one attempt takes.

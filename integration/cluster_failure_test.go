@@ -116,6 +116,7 @@ func TestFlockSurvivesDeathOfAll(t *testing.T) {
 		for _, s := range f.Nodes {
 			h.verify(s, false)
 		}
+		checkClean(t, f.Nodes[round%3], fmt.Sprint("round ", round))
 	}
 }
 
@@ -156,10 +157,7 @@ func TestFlockSurvivesPowerCut(t *testing.T) {
 		for _, s := range f.Nodes {
 			h.verify(s, false)
 		}
-		var r checkReport
-		if f.Nodes[round%3].DogJSON(&r, "cluster", "check"); len(r.Problems) > 0 || r.Objects == 0 {
-			t.Fatalf("a check finds %+v", r)
-		}
+		checkClean(t, f.Nodes[round%3], fmt.Sprint("round ", round))
 	}
 	if h.lost == 0 {
 		t.Error("nothing was lost that was not flushed: that was no power cut")

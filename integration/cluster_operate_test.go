@@ -146,8 +146,37 @@ func awaitShare(t *testing.T, f *rig.Flock, asked *rig.Sheep, name string, share
 // endLimit bounds how long a daemon may take to stop.
 const endLimit = 45 * time.Second
 
-// A disk that is added to a node under load gives that node a larger share, and holds some of it. Then it is taken out
-// again, and all that it had is made anew on the other one, without anything being missed after a restart.
+// diskRow is what is said of a disk.
+type diskRow struct {
+	Node, Path, State string
+	Objects           int
+	Partitions        int
+	Moves             struct {
+		ToCome int `json:"to_come"`
+		ToGo   int `json:"to_go"`
+	}
+}
+
+// awaitEven waits until each of a node's disks, which are of one size, has its share of the node's partitions.
+func awaitEven(t *testing.T, asked *rig.Sheep, node string) (disks []diskRow) {
+	t.Helper()
+	for deadline := time.Now().Add(wholeLimit); ; time.Sleep(50 * time.Millisecond) {
+		asked.DogJSON(&disks, "node", "md", "info", "--node", node)
+		all, least, moving := 0, 1<<30, 0
+		for _, d := range disks {
+			all, least, moving = all+d.Partitions, min(least, d.Partitions), moving+d.Moves.ToCome+d.Moves.ToGo
+		}
+		if moving == 0 && least >= all*4/5/len(disks) {
+			return disks
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the disks of %s are %+v", node, disks)
+		}
+	}
+}
+
+// A disk that is added to a node under load gives that node a larger share, and takes its own of what the node has on
+// other disks. Then it is taken out again, and all that it had goes to the other one, without anything being missed after a restart.
 func TestFlockPlugsDisk(t *testing.T) {
 	f := rig.NewFlock(t, 3, 2)
 	spread(t, f.Nodes[2], 128)
@@ -160,12 +189,8 @@ func TestFlockPlugsDisk(t *testing.T) {
 	dir := n2.PlugDisk()
 	awaitMember(t, f, f.Nodes[0], "n2", func(m rig.Member) bool { return m.Replicas > before*5/4 })
 	f.WaitWhole(wholeLimit)
+	disks := awaitEven(t, f.Nodes[2], "n2")
 	reportStall(t, h, "a disk is added to n2", movingLimit())
-	var disks []struct {
-		Node, Path, State string
-		Objects           int
-	}
-	f.Nodes[2].DogJSON(&disks, "node", "md", "info", "--node", "n2")
 	if len(disks) != 2 || disks[1].Path != dir || disks[1].State != "ok" || disks[1].Objects == 0 {
 		t.Errorf("the disks of n2 are %+v", disks)
 	}
@@ -187,6 +212,15 @@ func TestFlockPlugsDisk(t *testing.T) {
 	if len(disks) != 1 || disks[0].Objects == 0 {
 		t.Errorf("after a restart the disks of n2 are %+v", disks)
 	}
+	// It has nothing any more.
+	n2.Dog("node", "md", "plug", dir)
+	n2.AddDisk(dir)
+	awaitMember(t, f, f.Nodes[0], "n2", func(m rig.Member) bool { return m.Replicas > before*5/4 })
+	f.WaitWhole(wholeLimit)
+	awaitEven(t, f.Nodes[0], "n2")
+	n2.Stop()
+	n2.DropDisk(dir)
+	f.Back(wholeLimit, 1)
 	// It comes back with what it held, which is old now.
 	if r := n2.DogRun("node", "md", "plug", dir); r.Code != 1 || !strings.Contains(r.Stderr, "--empty") {
 		t.Errorf("a disk that was away is added with what it held: status %d, %s", r.Code, r.Stderr)
@@ -197,6 +231,7 @@ func TestFlockPlugsDisk(t *testing.T) {
 	n2.Dog("node", "md", "plug", "--empty", dir)
 	awaitMember(t, f, f.Nodes[0], "n2", func(m rig.Member) bool { return m.Replicas > before*5/4 })
 	f.WaitWhole(wholeLimit)
+	awaitEven(t, f.Nodes[0], "n2")
 	for _, s := range f.Nodes {
 		h.verify(s, false)
 	}

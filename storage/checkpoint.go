@@ -45,7 +45,6 @@ func (d *drive) checkpoint() error {
 		if first, err = d.log.Rotate(); err != nil {
 			return d.explain(err)
 		}
-		d.space.rotated()
 		d.oldest.Store(0)
 		d.barrier.Store(first)
 		// After a failure the next attempt retires the same segments: each rotation takes one.
@@ -64,7 +63,7 @@ func (d *drive) checkpoint() error {
 		return d.explain(err)
 	}
 	d.upkeep.resume = 0
-	d.space.merged()
+	d.space.merged(first)
 	d.count.checkpoints.Add(1)
 	return nil
 }
@@ -105,6 +104,7 @@ func (c *checkpoint) run() error {
 	if err := d.log.Retire(c.first); err != nil {
 		return err
 	}
+	d.retained.Store(c.first)
 	c.drop()
 	d.log.Recycle(c.first)
 	return nil
@@ -238,14 +238,7 @@ func release(items []item) {
 func (c *checkpoint) gather(it *item) error {
 	d, o := c.d, it.o
 	o.mu.Lock()
-	for len(o.spans) > 0 {
-		o.frozen, o.drained = true, make(chan struct{})
-		drained := o.drained
-		o.mu.Unlock()
-		<-drained
-		o.mu.Lock()
-		o.frozen = false
-	}
+	o.drain()
 	defer d.thaw(o)
 	if o.dead || !o.exists {
 		it.skip = true
@@ -275,6 +268,18 @@ func (c *checkpoint) gather(it *item) error {
 	covered := o.createPos == 0 || o.createPos.Segment() >= c.first
 	it.skip = err == nil && len(it.blocks) == 0 && o.dirtyPages == 0 && (covered || o.hasFile && !o.fresh)
 	return err
+}
+
+// drain waits for the object's direct writes in flight; none begins meanwhile. Both locks are held.
+func (o *obj) drain() {
+	for len(o.spans) > 0 {
+		o.frozen, o.drained = true, make(chan struct{})
+		drained := o.drained
+		o.mu.Unlock()
+		<-drained
+		o.mu.Lock()
+		o.frozen = false
+	}
 }
 
 // thaw lets waiting requests go on and unlocks the object.
@@ -373,14 +378,23 @@ func (c *checkpoint) move(o *obj) error {
 
 // makeGroups makes the directories that are missing, durably.
 func (c *checkpoint) makeGroups(items []item) error {
-	d := c.d
-	var made []object.Group
+	var needed []object.Group
 	for _, it := range items {
-		g := it.o.key.Group
+		if it.file != nil && it.o.fresh {
+			needed = append(needed, it.o.key.Group)
+		}
+	}
+	return c.d.makeGroups(needed)
+}
+
+// makeGroups makes the directories of groups that have none, durably.
+func (d *drive) makeGroups(groups []object.Group) error {
+	var made []object.Group
+	for _, g := range groups {
 		d.groupMu.Lock()
 		known := d.groups[g]
 		d.groupMu.Unlock()
-		if known || it.file == nil || !it.o.fresh {
+		if known {
 			continue
 		}
 		if err := d.fs.MkdirAll(groupDir(g)); err != nil {

@@ -18,13 +18,14 @@ type Config struct {
 	Cluster string       // likewise; "" while the cluster is not formatted (see Store.SetIdentity)
 	Logger  *slog.Logger // default: discards
 
-	LogLimit    int64         // bytes of log per disk, default 512 MiB, at least 2 MiB; half of it makes a checkpoint begin
+	LogLimit    int64         // bytes of log per disk, default 512 MiB, at least 2 MiB, at most 1/16 to 1/8 of the disk; half of it makes a checkpoint begin
 	SmallWrite  int           // bytes; larger writes go to object files directly. Default 32 KiB, at most 64 KiB
 	Reserve     int64         // bytes kept free on each disk; default 1/64 of it, at most 1 GiB. Negative: none
 	OpenObjects int           // object files kept open per disk, default 4096, at least 16
 	Workers     int           // operations per disk that may wait for it at once, default 32
 	Checkpoint  time.Duration // oldest age of what the log holds, default 30 s. Negative: only by size
 	ScrubRate   int64         // bytes per second and disk of the background scrub, default 16 MiB; negative: no background scrub
+	MoveRate    int64         // bytes per second at which partitions go to other disks while there are clients, default 32 MiB; negative: they do not
 	ScrubEvery  time.Duration // from the start of one background scrub to the next, default 7 days
 }
 
@@ -39,6 +40,7 @@ const (
 	defaultWorkers    = 32
 	defaultCheckpoint = 30 * time.Second
 	defaultScrubRate  = 16 << 20
+	defaultMoveRate   = 32 << 20
 	defaultScrubEvery = 7 * 24 * time.Hour
 	// logSegments is how many segments a log of full length has.
 	logSegments = 32
@@ -57,6 +59,7 @@ func (c *Config) validate() error {
 	setDefault(&c.Workers, defaultWorkers)
 	setDefault(&c.Checkpoint, defaultCheckpoint)
 	setDefault(&c.ScrubRate, defaultScrubRate)
+	setDefault(&c.MoveRate, defaultMoveRate)
 	setDefault(&c.ScrubEvery, defaultScrubEvery)
 	c.OpenObjects = max(c.OpenObjects, minOpenObjects)
 	switch {
@@ -77,12 +80,25 @@ func setDefault[T comparable](v *T, d T) {
 	}
 }
 
-// segmentBytes is the size of the log's segments.
-func (c *Config) segmentBytes() int64 {
-	n := c.LogLimit / logSegments &^ (object.BlockSize - 1)
-	return min(max(n, wal.MinSegmentBytes), wal.MaxSegmentBytes)
+// logShare is the part of a disk that its log may take: one in so many.
+const logShare = 8
+
+// logLimit is what the log may take of a disk with total bytes. On a small one it is a power of two: a file
+// system that is a little larger the next time shall not change the size of segments.
+func (c *Config) logLimit(total int64) int64 {
+	if c.LogLimit <= total/logShare {
+		return c.LogLimit
+	}
+	n := int64(minLogLimit)
+	for 2*n <= total/logShare {
+		n *= 2
+	}
+	return n
 }
 
-func (c *Config) maxSegments() int {
-	return max(int(c.LogLimit/c.segmentBytes()), wal.MinSegments)
+// segments are the size, in bytes, and the number of the segments that a log with a limit has.
+func segments(limit int64) (size int64, most int) {
+	size = limit / logSegments &^ (object.BlockSize - 1)
+	size = min(max(size, wal.MinSegmentBytes), wal.MaxSegmentBytes)
+	return size, max(int(limit/size), wal.MinSegments)
 }

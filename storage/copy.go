@@ -19,22 +19,27 @@ const copyChunk = 1 << 20
 // not at all; it is durable with the next OpSync. Writes to src meanwhile are in the
 // copy or not, block by block.
 func (s *Store) Copy(ctx context.Context, dst, src object.Key, sizeShift uint8, v object.Version) error {
-	from, err := s.drive(src)
-	if err != nil {
+	return s.at(ctx, dst.Group, func(to *drive) error {
+		from := s.routes.find(src.Group)
+		err := from.failed()
+		if err == nil {
+			err = to.copy(&copying{ctx: ctx, from: from, to: to, src: src, dst: dst, shift: sizeShift, version: v})
+		}
+		if err != nil && from.moved(src.Group) {
+			return errAway
+		}
+		return err
+	})
+}
+
+func (d *drive) copy(c *copying) error {
+	if there, err := d.has(c.dst); there || err != nil {
 		return err
 	}
-	to, err := s.drive(dst)
-	if err != nil {
-		return err
-	}
-	if there, err := to.has(dst); there || err != nil {
-		return err
-	}
-	c := copying{ctx: ctx, from: from, to: to, src: src, dst: dst, shift: sizeShift, version: v}
 	if err := c.run(); err != nil {
 		return err
 	}
-	to.count.copies.Add(1)
+	d.count.copies.Add(1)
 	return nil
 }
 
@@ -74,7 +79,7 @@ func (c *copying) run() error {
 	if len(sums) != int(blocksOf(c.shift)) {
 		return errShift
 	}
-	taken := data + overheadBytes(c.shift)
+	taken := data + d.creationBytes(c.dst.Group, c.shift)
 	if !d.space.take(taken) {
 		return fmt.Errorf("disk %s has only its reserve left: %w", d, object.ErrNoSpace)
 	}
@@ -89,6 +94,7 @@ func (c *copying) run() error {
 		d.space.give(taken)
 		return d.explain(err)
 	}
+	d.space.log(taken, d.log.Segment())
 	return nil
 }
 
@@ -158,7 +164,7 @@ func (c *copying) chunk(b uint32, buf []byte) error {
 		return err
 	}
 	for i := 0; i < len(buf); i += blockSize {
-		c.pages[b/sumsPerPage].sums[b%sumsPerPage] = wal.Sum(buf[i:][:blockSize])
+		c.pages[b/sumsPerPage].sums[b%sumsPerPage] = object.Sum(buf[i:][:blockSize])
 		b++
 	}
 	return c.file.StartWriteback(int64(b)*blockSize-int64(len(buf)), int64(len(buf)))
@@ -173,9 +179,13 @@ func (c *copying) publish() error {
 			c.discard()
 			return err
 		}
-		if o.exists {
+		if o.exists || o.held {
+			held := !o.exists
 			o.mu.Unlock()
 			c.discard()
+			if held {
+				return errHeld
+			}
 			return nil
 		}
 		err = d.create(o, c.shift, c.version, c.generation, wal.FlagComplete)

@@ -11,43 +11,48 @@ import (
 // Delete ends an object; a missing one is fine. It is durable with the next OpSync; the
 // space is given back with the next checkpoint. It waits for direct writes in flight.
 func (s *Store) Delete(ctx context.Context, k object.Key) error {
-	d, err := s.drive(k)
-	if err != nil {
-		return err
-	}
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		err := d.delete(k)
-		if errors.Is(err, wal.ErrFull) {
-			if err := d.upkeep.wait(ctx); err != nil {
+	return s.at(ctx, k.Group, func(d *drive) error {
+		for {
+			if err := ctx.Err(); err != nil {
 				return err
 			}
-			continue
+			err := d.delete(k)
+			if errors.Is(err, wal.ErrFull) {
+				if err := d.upkeep.wait(ctx); err != nil {
+					return err
+				}
+				continue
+			}
+			if err != nil {
+				return d.explain(err)
+			}
+			d.flush()
+			return d.failed()
 		}
-		if err != nil {
-			return d.explain(err)
-		}
-		d.flush()
-		return d.failed()
-	}
+	})
 }
 
 func (d *drive) delete(k object.Key) error {
-	o := d.maintain(k)
+	o, err := d.maintain(k)
+	if err != nil {
+		return err
+	}
 	defer o.maint.Unlock()
 	return d.deleteHeld(o)
 }
 
-// maintain returns the object with maint and mu locked.
-func (d *drive) maintain(k object.Key) *obj {
+// maintain returns the object with maint and mu locked. It fails with errAway if the object's group lives
+// on another disk.
+func (d *drive) maintain(k object.Key) (*obj, error) {
 	for {
-		o := d.obtain(k)
+		o, err := d.obtain(k)
+		if err != nil {
+			return nil, err
+		}
 		o.maint.Lock()
 		o.mu.Lock()
 		if !o.dead {
-			return o
+			return o, nil
 		}
 		o.mu.Unlock()
 		o.maint.Unlock()
@@ -57,13 +62,9 @@ func (d *drive) maintain(k object.Key) *obj {
 // deleteHeld deletes with both locks held; it unlocks mu.
 func (d *drive) deleteHeld(o *obj) error {
 	defer d.thaw(o)
-	for len(o.spans) > 0 {
-		o.frozen, o.drained = true, make(chan struct{})
-		drained := o.drained
-		o.mu.Unlock()
-		<-drained
-		o.mu.Lock()
-		o.frozen = false
+	o.drain()
+	if o.held {
+		return errHeld
 	}
 	if err := d.load(o); err != nil && !errors.Is(err, object.ErrCorrupt) {
 		return err
@@ -89,6 +90,7 @@ func (d *drive) deleteHeld(o *obj) error {
 	d.dropPages(o)
 	o.pages = nil
 	o.forget()
+	o.changed()
 	d.cleared(o.key)
 	d.count.objects.Add(-1)
 	d.count.deletes.Add(1)

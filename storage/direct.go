@@ -26,7 +26,20 @@ var directs = sync.Pool{New: func() any { return new(direct) }}
 // errMark: the request waits until its mark is durable and is then tried again.
 var errMark = errors.New("direct mark is not durable")
 
-// writeDirect carries out a large write on a worker.
+// tryDirect has the next kick carry out a large write. It returns false, with nothing done, if that may
+// have to wait for the disk, or other such writes are under way: they are better done side by side.
+func (d *drive) tryDirect(r *object.Request) bool {
+	o := d.lookup(r.Key())
+	if o == nil || o.waiting.Load() || d.handy.Load() != nil || !d.pool.idles() {
+		return false
+	}
+	o.mu.RLock()
+	ok := o.inMemory(blockRange(r.Off, r.Len))
+	o.mu.RUnlock()
+	return ok && d.handy.CompareAndSwap(nil, r)
+}
+
+// writeDirect carries out a large write. It waits for the disk, unless tryDirect says that it need not.
 func (d *drive) writeDirect(r *object.Request) {
 	w := directs.Get().(*direct)
 	defer directs.Put(w)
@@ -40,7 +53,7 @@ func (d *drive) writeDirect(r *object.Request) {
 		d.syncer.mark(r)
 		return
 	case errors.Is(err, errMark):
-		r.Complete(object.ErrClosed)
+		d.refuse(r, d.closing())
 		return
 	default:
 		d.settle(r, err)
@@ -71,6 +84,9 @@ func (d *drive) beginDirect(w *direct, r *object.Request) error {
 		return err
 	}
 	defer o.mu.Unlock()
+	if o.held {
+		return errHeld
+	}
 	first, end := blockRange(r.Off, r.Len)
 	if o.exists {
 		if o.shift != r.SizeShift {
@@ -97,7 +113,7 @@ func (d *drive) beginDirect(w *direct, r *object.Request) error {
 	}
 	*w = direct{o: o, first: first, end: end, runs: w.runs[:0], sums: w.sums[:0], taken: taken, generation: o.generation}
 	if err := d.layDirect(w, r); err != nil {
-		d.space.give(taken)
+		d.unclaim(o, taken, first, end)
 		return err
 	}
 	d.count.directs.Add(1)
@@ -190,28 +206,34 @@ func (d *drive) logPart(o *obj, s *scratch, r *object.Request, first, end uint32
 	from := max(int64(r.Off), int64(first)*blockSize)
 	to := min(int64(r.Off)+int64(r.Len), int64(end)*blockSize)
 	part := object.Request{Op: object.OpWrite, Off: uint32(from), Len: uint32(to - from), Data: r.Data[from-int64(r.Off):][:to-from]}
-	payload := part.Data
+	payload, sums := part.Data, given(r)
+	if sums != nil {
+		sums = sums[first-r.Off/blockSize:][:end-first]
+	}
 	if !aligned(part.Off, part.Len) {
 		var err error
 		if payload, err = d.patch(o, s, &part, first, end, false); err != nil {
 			return err
 		}
 	}
-	if err := d.appendWrite(o, s, r.Version, first, payload, nil); err != nil {
+	if err := d.appendWrite(o, s, r.Version, first, payload, sums, nil); err != nil {
 		return err
 	}
 	d.staged.Store(true)
 	return nil
 }
 
-// transfer computes the checksums and writes the runs, holding no lock.
+// transfer computes the checksums, if they did not come with the request, and writes the runs, holding no lock.
 func (w *direct) transfer(d *drive, r *object.Request) error {
+	sums := given(r)
 	for _, run := range w.runs {
 		data := r.Data[int64(run.first)*blockSize-int64(r.Off):][:int64(run.end-run.first)*blockSize]
 		for at := int64(run.first) * blockSize; len(data) > 0; {
 			piece := data[:min(len(data), verifyBytes)]
-			for b := piece; len(b) > 0; b = b[blockSize:] {
-				w.sums = append(w.sums, wal.Sum(b[:blockSize]))
+			if sums != nil {
+				w.sums = append(w.sums, sums[(at-int64(r.Off))/blockSize:][:len(piece)/blockSize]...)
+			} else {
+				w.sums = object.AppendSums(w.sums, piece)
 			}
 			if _, err := w.file.WriteAt(piece, at); err != nil {
 				if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
@@ -241,13 +263,15 @@ func (d *drive) endDirect(w *direct, r *object.Request, failure error) {
 			d.healed(o, run.first, run.end)
 		}
 		o.raise(r.Version)
+		d.claimed(w.taken)
 	} else {
-		d.space.give(w.taken)
 		d.resum(o, w)
+		d.unclaim(o, w.taken, w.first, w.end)
 	}
 	if len(w.runs) > 0 {
 		d.noteLogged(o)
 		d.noteDirty(o)
+		o.changed()
 	}
 	for i, s := range o.spans {
 		if s == (span{w.first, w.end}) {

@@ -12,6 +12,7 @@
 //
 //	sheep.json          identity: cluster, node and disk
 //	marks               up to which version nothing of a group is missing
+//	moves               groups that are on their way from or to another disk
 //	wal/                the log (package internal/wal)
 //	new/                files of objects that no checkpoint has covered yet
 //	objects/PP-pppp/oid files of all other objects

@@ -20,8 +20,9 @@ import (
 type drive struct {
 	cfg    *Config
 	fs     disk.FS
-	id     *identity
-	weight uint64 // bytes
+	name   string    // the disk's id
+	id     *identity // another one takes its place when it changes; guarded by Store.idMu once the store is open
+	weight uint64    // bytes
 	logger *slog.Logger
 	unlock io.Closer
 	log    *wal.Log
@@ -41,8 +42,9 @@ type drive struct {
 	oldest   atomic.Int64  // unix nanoseconds since when the log is not empty; 0: it is
 	barrier  atomic.Uint32 // first segment that the checkpoint begun last does not cover
 	lastGen  atomic.Uint64
-	newDirty atomic.Bool // entries of newDir are not durable
-	staged   atomic.Bool // records await the next kick
+	newDirty atomic.Bool                    // entries of newDir are not durable
+	staged   atomic.Bool                    // records await the next kick
+	handy    atomic.Pointer[object.Request] // a long write that awaits it, too; nil: none does
 
 	fileSync sync.Mutex // serialises syncFiles
 	groupMu  sync.Mutex
@@ -59,8 +61,20 @@ type drive struct {
 	started bool // its log was replayed; never changes after Open
 	failure atomic.Pointer[error]
 	retired atomic.Bool // it works, and is to be taken out: see Store.Retire
-	stop    chan struct{}
-	wg      sync.WaitGroup
+	given   atomic.Bool // and what is on it is had from elsewhere: see Store.Release
+
+	parted   atomic.Bool // it was taken out with everything durable
+	fresh    bool        // the store has given it its identity
+	routes   *routes     // nil until the drive has a slot
+	filling  atomic.Bool
+	handover atomic.Pointer[handover] // of groups that live here to another disk; nil: none goes on
+	retained atomic.Uint32            // first segment that the log has kept at the last checkpoint since the start
+	untidy   bool                     // it had notes when it was opened
+	notes    notes                    // guarded by mover.mu once the store is open
+	moves    moves
+	counted  chan struct{} // closed when its objects were counted
+	stop     chan struct{}
+	wg       sync.WaitGroup
 }
 
 // garbage is the file of an object that was deleted before any checkpoint covered it.
@@ -88,7 +102,7 @@ func (d *drive) nextGeneration() uint64 {
 // submit starts one operation; it never waits for the disk.
 func (d *drive) submit(r *object.Request) {
 	if err := d.failed(); err != nil {
-		r.Complete(err)
+		d.refuse(r, err)
 		return
 	}
 	done := false
@@ -96,7 +110,11 @@ func (d *drive) submit(r *object.Request) {
 	case object.OpRead:
 		done = r.Len <= maxInlineRead && d.tryRead(r)
 	case object.OpWrite:
-		done = int(r.Len) <= d.cfg.SmallWrite && d.tryLog(r)
+		if int(r.Len) <= d.cfg.SmallWrite {
+			done = d.tryLog(r)
+		} else {
+			done = r.Len <= maxInlineWrite && d.tryDirect(r)
+		}
 	case object.OpZero, object.OpDiscard:
 		done = r.Len <= maxInlineZero && d.tryLog(r)
 	}
@@ -110,13 +128,17 @@ func (d *drive) submit(r *object.Request) {
 // something better to do: send what was read before, or submit the next one.
 const maxInlineRead = 128 << 10
 
+// maxInlineWrite bounds what a kick writes to an object's file by itself, in bytes, if nothing else is
+// being done for which there are workers: to wake one takes as long as to copy that much.
+const maxInlineWrite = 128 << 10
+
 // maxInlineZero bounds the work that a zero or discard does within Submit, in bytes.
 const maxInlineZero = 4 << 20
 
 // work carries out one operation on a worker, where it may wait.
 func (d *drive) work(r *object.Request) {
 	if err := d.failed(); err != nil {
-		r.Complete(err)
+		d.refuse(r, err)
 		return
 	}
 	switch {
@@ -132,10 +154,15 @@ func (d *drive) work(r *object.Request) {
 
 // kick writes the staged records and completes what only waited for that.
 func (d *drive) kick() {
-	if !d.staged.Swap(false) {
+	if d.staged.Swap(false) {
+		d.flush()
+	}
+	if d.handy.Load() == nil {
 		return
 	}
-	d.flush()
+	if r := d.handy.Swap(nil); r != nil {
+		d.writeDirect(r)
+	}
 }
 
 func (d *drive) flush() {
@@ -160,11 +187,16 @@ func (d *drive) flush() {
 
 // settle handles an operation that could not go on for the given reason.
 func (d *drive) settle(r *object.Request, err error) {
-	if errors.Is(err, wal.ErrFull) {
+	switch {
+	case errors.Is(err, wal.ErrFull):
 		d.upkeep.stall(r)
-		return
+	case errors.Is(err, errHeld):
+		d.park(r)
+	case errors.Is(err, errAway):
+		d.pass(r)
+	default:
+		r.Complete(d.explain(err))
 	}
-	r.Complete(d.explain(err))
 }
 
 // explain turns an error of the disk or the log into one of the object vocabulary and
@@ -184,7 +216,7 @@ func (d *drive) diagnose(err error) error {
 		d.reportRot(corrupt)
 		return err
 	case errors.Is(err, object.ErrIO), errors.Is(err, object.ErrInvalid), errors.Is(err, object.ErrNotFound),
-		errors.Is(err, object.ErrNoSpace), errors.Is(err, object.ErrClosed),
+		errors.Is(err, object.ErrNoSpace), errors.Is(err, object.ErrClosed), errors.Is(err, errAway), errors.Is(err, errHeld),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded): // who asked has gone: no fault of the disk
 		return err
 	case errors.Is(err, wal.ErrFull):

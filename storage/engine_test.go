@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -115,6 +116,39 @@ func TestRotIsReportedAndHealed(t *testing.T) {
 	expect(t, "scrub", s.Scrub(context.Background()), nil)
 }
 
+// TestSumsThatComeWithAWrite: they are the ones that are stored, whichever way the write goes, so that what has
+// happened to the content between its arrival and the disk is found when it is read. Where blocks are still
+// pending in the log a large write is laid around them.
+func TestSumsThatComeWithAWrite(t *testing.T) {
+	const size = 1 << 20
+	for _, n := range []uint32{4096, 32 << 10, 256 << 10} {
+		for damaged := range n / 4096 {
+			if damaged%5 != 0 {
+				continue
+			}
+			s := mustOpen(t, quietConfig(disktest.New("d")))
+			expect(t, "write", call(s, req(object.OpWrite, 1, 0, filled(size, 1))), nil)
+			expect(t, "write of a block that stays pending", call(s, req(object.OpWrite, 1, size/2+2*4096, filled(4096, 2))), nil)
+			w := req(object.OpWrite, 1, size/2, filled(int(n), 3))
+			w.Sums = object.AppendSums(nil, w.Data)
+			w.Data[damaged*4096+17] ^= 1
+			expect(t, "write", call(s, w), nil)
+			buf := make([]byte, n)
+			var corrupt *object.CorruptError
+			if err := call(s, req(object.OpRead, 1, size/2, buf)); !errors.As(err, &corrupt) || !slices.Equal(corrupt.Blocks, []uint32{size/2/4096 + damaged}) {
+				t.Errorf("%d bytes, block %d was damaged: %v", n, damaged, err)
+			}
+			w = req(object.OpWrite, 1, 1, w.Data[1:]) // not of whole blocks: then they are not used
+			w.Sums = make([]uint64, n/4096)
+			expect(t, "write", call(s, w), nil)
+			expect(t, "read", call(s, req(object.OpRead, 1, 0, buf)), nil)
+			if !bytes.Equal(buf[1:], w.Data) {
+				t.Errorf("%d bytes at 1: not what was written", n-1)
+			}
+		}
+	}
+}
+
 func TestRotInLogTableAndHeader(t *testing.T) {
 	for _, c := range []struct {
 		name       string
@@ -212,6 +246,10 @@ func TestFullDisk(t *testing.T) {
 			t.Fatal("nobody is told")
 		}
 	}
+	for i := uint32(1000); err == nil || i == 1000; i++ { // what is left is less than an object
+		err = call(s, req(object.OpWrite, i, 0, filled(4096, 1)))
+	}
+	expect(t, "small write to a full disk", err, object.ErrNoSpace)
 	// Writes of both kinds fail where they need space, and nothing is changed.
 	expect(t, "small write", call(s, req(object.OpWrite, n+1, 0, filled(4096, 1))), object.ErrNoSpace)
 	if _, err := s.Stat(context.Background(), keyOf(n+1)); !errors.Is(err, object.ErrNotFound) {
@@ -246,6 +284,85 @@ func TestFullDisk(t *testing.T) {
 	expect(t, "discard", call(s, discard), nil)
 	mustCheckpoint(t, s)
 	expect(t, "write where space was given back", call(s, req(object.OpWrite, n+1, 0, filled(1<<20, 1))), nil)
+	expect(t, "close", s.Close(), nil)
+}
+
+// TestLogLeavesReserve: the log does not grow into the reserve, nor into what was promised to what it has. When a disk
+// has filled up, what needs no space goes on, however much of it, and after a restart too.
+func TestLogLeavesReserve(t *testing.T) {
+	const size = 64 << 20
+	d := disktest.New("d")
+	d.SetCapacity(size)
+	cfg := quietConfig(d)
+	cfg.LogLimit, cfg.Reserve = 8<<20, 1<<20
+	s := mustOpen(t, cfg)
+	n := uint32(0)
+	var err error
+	for {
+		if err = call(s, req(object.OpWrite, n, 0, filled(64<<10, uint64(n)))); err != nil {
+			mustCheckpoint(t, s) // it shows what is really taken
+			err = call(s, req(object.OpWrite, n, 0, filled(64<<10, uint64(n))))
+		}
+		if err != nil {
+			break
+		}
+		n++
+	}
+	expect(t, "write to a full disk", err, object.ErrNoSpace)
+	if n < 500 {
+		t.Fatalf("full after %d objects", n)
+	}
+	work := func() {
+		t.Helper()
+		for i := range uint32(3000) {
+			if err := call(s, req(object.OpWrite, i%n, i/n%16*4096, filled(4096, uint64(i)))); err != nil {
+				t.Fatalf("small overwrite %d: %v", i, err)
+			}
+			if free := size - d.Used(); free < cfg.Reserve {
+				t.Fatalf("%d bytes are free after %d overwrites, less than the reserve of %d", free, i, cfg.Reserve)
+			}
+		}
+	}
+	work()
+	old := s
+	d = d.Restart() // killed
+	_ = old.Close()
+	cfg.Disks = []disk.FS{d}
+	s = mustOpen(t, cfg)
+	work()
+	for i := range uint32(8) {
+		expect(t, "delete", s.Delete(context.Background(), keyOf(i)), nil)
+	}
+	mustCheckpoint(t, s)
+	expect(t, "write where space was given back", call(s, req(object.OpWrite, 0, 0, filled(64<<10, 1))), nil)
+	expect(t, "close", s.Close(), nil)
+}
+
+// TestPromisedAfterRestart: what the log had when it was opened finds its place, though others ask for space first.
+func TestPromisedAfterRestart(t *testing.T) {
+	const size = 64 << 20
+	d := disktest.New("d")
+	d.SetCapacity(size)
+	cfg := quietConfig(d)
+	cfg.LogLimit, cfg.Reserve = 8<<20, 4<<20
+	s := mustOpen(t, cfg)
+	for i := range uint32(96) {
+		expect(t, "small write", call(s, req(object.OpWrite, i/32, i%32*32<<10, filled(32<<10, 1))), nil)
+	}
+	old := s
+	d = d.Restart() // killed
+	_ = old.Close()
+	cfg.Disks = []disk.FS{d}
+	s = mustOpen(t, cfg)
+	var err error
+	for n := uint32(100); err == nil; n++ {
+		err = call(s, req(object.OpWrite, n, 0, filled(1<<20, 1)))
+	}
+	expect(t, "write to a full disk", err, object.ErrNoSpace)
+	mustCheckpoint(t, s)
+	if free := size - d.Used(); free < cfg.Reserve-64<<10 {
+		t.Fatalf("%d bytes are free, less than the reserve of %d", free, cfg.Reserve)
+	}
 	expect(t, "close", s.Close(), nil)
 }
 
@@ -643,5 +760,71 @@ func TestCopyCancelled(t *testing.T) {
 			return
 		}
 		expect(t, "copy", err, context.Canceled)
+	}
+}
+
+// TestKickWritesAlone: a long write that nothing else is done beside, and that needs nothing of the disk first, is carried
+// out by the kick itself; others are left to the workers. Either way it is read back.
+func TestKickWritesAlone(t *testing.T) {
+	d := disktest.New("d")
+	cfg := quietConfig(d)
+	cfg.SmallWrite = 16 << 10
+	s := mustOpen(t, cfg)
+	expect(t, "make the object", call(s, req(object.OpWrite, 1, 0, filled(256<<10, 1))), nil)
+	expect(t, "sync", call(s, &object.Request{Op: object.OpSync}), nil)
+	expect(t, "mark it", call(s, req(object.OpWrite, 1, 0, filled(64<<10, 2))), nil) // the first one after a checkpoint waits for its mark
+
+	for _, size := range []int{20 << 10, 64 << 10, 128 << 10} {
+		content := filled(size, uint64(size))
+		for deadline := time.Now().Add(patience); ; {
+			q := req(object.OpWrite, 1, 4096, content)
+			done := make(chan struct{})
+			q.Done = func(*object.Request) { close(done) }
+			s.Submit(q)
+			s.Kick()
+			byKick := false
+			select {
+			case <-done:
+				byKick = true
+			default:
+				<-done
+			}
+			expect(t, "write", q.Err, nil)
+			if byKick {
+				break
+			}
+			if time.Now().After(deadline) { // the worker of the last one may not have come to rest at first
+				t.Fatalf("%d bytes are left to a worker", size)
+			}
+		}
+		got := make([]byte, size)
+		expect(t, "read", call(s, req(object.OpRead, 1, 4096, got)), nil)
+		if !bytes.Equal(got, content) {
+			t.Errorf("%d bytes: something else is read", size)
+		}
+	}
+
+	// Three at a time: one is the kick's, the others are workers'.
+	content := filled(64<<10, 7)
+	var all sync.WaitGroup
+	all.Add(3)
+	for i := range uint32(3) {
+		q := req(object.OpWrite, 1, i*64<<10, content)
+		q.Done = func(q *object.Request) {
+			if q.Err != nil {
+				t.Error(q.Err)
+			}
+			all.Done()
+		}
+		s.Submit(q)
+	}
+	s.Kick()
+	all.Wait()
+	expect(t, "close", s.Close(), nil)
+	s = mustOpen(t, cfg)
+	got := make([]byte, 3*64<<10)
+	expect(t, "read", call(s, req(object.OpRead, 1, 0, got)), nil)
+	if !bytes.Equal(got, bytes.Repeat(content, 3)) {
+		t.Error("something else is read after a restart")
 	}
 }

@@ -5,36 +5,64 @@ import (
 	"fmt"
 	"slices"
 
-	"sheepdog/storage/internal/wal"
 	"sheepdog/storage/object"
 )
 
-// Failed reports whether the disk of a group is out of service, or is to be taken out.
-func (s *Store) Failed(g object.Group) bool { return s.routes.find(g).leaves() }
+// Failed reports whether the disk of a group is out of service, or was released: see Release.
+func (s *Store) Failed(g object.Group) bool { return s.routes.find(g).lost() }
 
 // Abandon gives a group, whose disk is out of service, a place on another disk, where it has
-// nothing. It reports whether it did. The caller knows that the content is elsewhere.
-func (s *Store) Abandon(g object.Group) bool { return s.routes.move(g) }
-
-// move gives a group of a disk that is out of service a place on one that is not.
-func (t *routes) move(g object.Group) bool {
-	if !t.find(g).leaves() {
+// nothing. It reports whether it did. The caller knows that the content is elsewhere. What leaves a
+// disk that works has left it for good: the other one has a directory of it, durably, before, so that after a
+// restart it lives there, empty or not.
+func (s *Store) Abandon(g object.Group) bool {
+	s.mover.mu.Lock() // it is not being moved
+	defer s.mover.mu.Unlock()
+	from := s.routes.find(g)
+	if !from.lost() || s.mover.going[g] {
 		return false
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	l := t.lineup.Load()
-	var working []*drive
-	for _, d := range l.drives {
-		if !d.leaves() {
-			working = append(working, d)
-		}
-	}
+	working := slices.DeleteFunc(slices.Clone(s.routes.drives()), (*drive).leaves)
 	if len(working) == 0 {
 		return false
 	}
-	to := slices.Index(l.slots, working[rendezvous(g, working)])
-	t.page(g)[g.Partition].Store(uint32(to + 1))
+	to := working[rendezvous(g, working)]
+	if to.notes.left[g] != "" {
+		if until := to.notes.until[g]; until == 0 || until >= to.retained.Load() {
+			notify(s.mover.wake)
+			return false // what is left of it there is removed first
+		}
+		to.notes.forget(g)
+		if err := to.explain(to.notes.write(to.fs)); err != nil {
+			return false
+		}
+	}
+	if to.notes.arriving[g] != "" {
+		if err := to.explain(to.uncopy([]object.Group{g})); err != nil {
+			return false
+		}
+	}
+	if from.failed() == nil {
+		// A disk that fails at this may have the directory after a restart. So the group goes there
+		// nevertheless, where nothing can be done with it: it must not be of use on the old one again.
+		if err := to.explain(to.makeGroups([]object.Group{g})); err != nil && to.failed() == nil {
+			to.logger.Warn("a partition cannot leave its disk now", "partition", g.String(), "disk", from.String(), "to", to.String(), "error", err)
+			return false
+		}
+	}
+	return s.routes.move(g, from, to)
+}
+
+// move gives a group another place, if it still is where it was, and the other disk there.
+func (t *routes) move(g object.Group, from, to *drive) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	slots, p := t.lineup.Load().slots, t.page(g)
+	slot := slices.Index(slots, to)
+	if i := p[g.Partition].Load(); slot < 0 || i == 0 || slots[i-1] != from {
+		return false
+	}
+	p[g.Partition].Store(uint32(slot + 1))
 	return true
 }
 
@@ -56,19 +84,17 @@ func (s *Store) Rotten() map[object.Key][]uint32 {
 // Heal puts content in place of a block that is rotten, if it is the content that the block's
 // checksum is of; else it fails with ErrInvalid and has done nothing. So it does no harm,
 // whoever the content comes from and whatever has happened meanwhile. data is a block.
-func (s *Store) Heal(_ context.Context, k object.Key, block uint32, data []byte) error {
-	d, err := s.drive(k)
-	if err != nil {
-		return err
-	}
+func (s *Store) Heal(ctx context.Context, k object.Key, block uint32, data []byte) error {
 	if len(data) != blockSize {
 		return fmt.Errorf("heal with %d bytes: %w", len(data), object.ErrInvalid)
 	}
-	if err := d.heal(k, block, data); err != nil {
-		return d.explain(err)
-	}
-	d.flush()
-	return d.failed()
+	return s.at(ctx, k.Group, func(d *drive) error {
+		if err := d.heal(k, block, data); err != nil {
+			return d.explain(err)
+		}
+		d.flush()
+		return d.failed()
+	})
 }
 
 func (d *drive) heal(k object.Key, block uint32, data []byte) error {
@@ -77,6 +103,9 @@ func (d *drive) heal(k object.Key, block uint32, data []byte) error {
 		return err
 	}
 	defer o.mu.Unlock()
+	if o.held {
+		return errHeld
+	}
 	if block >= o.blocks() {
 		return fmt.Errorf("heal block %d of object %s: %w", block, k, object.ErrInvalid)
 	}
@@ -84,12 +113,12 @@ func (d *drive) heal(k object.Key, block uint32, data []byte) error {
 		return err
 	}
 	sum, _ := o.sum(block)
-	if sum != wal.Sum(data) || o.busy(block, block+1) {
+	if sum != object.Sum(data) || o.busy(block, block+1) {
 		return fmt.Errorf("heal block %d of object %s: not its content: %w", block, k, object.ErrInvalid)
 	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
-	if err := d.appendWrite(o, s, o.version, block, data, nil); err != nil {
+	if err := d.appendWrite(o, s, o.version, block, data, nil, nil); err != nil {
 		return err
 	}
 	d.staged.Store(true)

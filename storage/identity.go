@@ -30,6 +30,11 @@ type identity struct {
 	Disks []string `json:"disks,omitempty"`
 	// Clearing: what is on the disk is being removed, see Store.Reuse.
 	Clearing bool `json:"clearing,omitempty"`
+	// Leaving: the disk is to be taken out, see Store.Retire. What another disk of the node has too
+	// has left it for that one.
+	Leaving bool `json:"leaving,omitempty"`
+	// Filling: the disk came when others had something, and takes its share of that.
+	Filling bool `json:"filling,omitempty"`
 }
 
 // readIdentity returns nil if there is none.
@@ -71,7 +76,16 @@ func writeIdentity(fsys disk.FS, id *identity) error {
 	return nil
 }
 
+// writeWhole replaces a file durably.
 func writeWhole(fsys disk.FS, name string, b []byte) error {
+	if err := stageWhole(fsys, name, b); err != nil {
+		return err
+	}
+	return commitWhole(fsys, name)
+}
+
+// stageWhole prepares the new content of a file, durably, so that commitWhole takes little time.
+func stageWhole(fsys disk.FS, name string, b []byte) error {
 	f, err := fsys.OpenFile(name+".tmp", disk.Create)
 	if err != nil {
 		return err
@@ -82,40 +96,50 @@ func writeWhole(fsys disk.FS, name string, b []byte) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
+	return errors.Join(err, f.Close())
+}
+
+func commitWhole(fsys disk.FS, name string) error {
 	if err := fsys.Rename(name+".tmp", name); err != nil {
 		return err
 	}
 	return fsys.SyncDir(".")
 }
 
-// identify reads, checks and where need be writes the identity of a disk.
-func identify(fsys disk.FS, node, cluster string) (*identity, error) {
-	id, err := readIdentity(fsys)
+// identify reads, checks and where need be writes the identity of a disk; fresh says that it had none.
+func identify(fsys disk.FS, node, cluster string) (id *identity, fresh bool, err error) {
+	id, err = readIdentity(fsys)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if id == nil {
 		if err := refuseStrange(fsys); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		var b [8]byte
 		if _, err := rand.Read(b[:]); err != nil {
-			return nil, fmt.Errorf("make disk id: %w", err)
+			return nil, false, fmt.Errorf("make disk id: %w", err)
 		}
 		id = &identity{Format: identityFormat, Cluster: cluster, Node: node, Disk: hex.EncodeToString(b[:])}
-		return id, writeIdentity(fsys, id)
+		return id, true, writeIdentity(fsys, id)
 	}
 	if id.Clearing {
-		return nil, refuse(`disk %s was being emptied, and that was interrupted: take it out of node.disks, and use "dog node md plug --empty"`, fsys)
+		return nil, false, refuse(`disk %s was being emptied, and that was interrupted: take it out of node.disks, and use "dog node md plug --empty"`, fsys)
 	}
 	changed, err := id.adopt(fsys, node, cluster)
 	if err != nil || !changed {
-		return id, err
+		return id, false, err
 	}
-	return id, writeIdentity(fsys, id)
+	return id, false, writeIdentity(fsys, id)
+}
+
+// become replaces what a disk says of itself, durably. The caller holds Store.idMu once the disk is in use.
+func (d *drive) become(id identity) error {
+	if err := writeIdentity(d.fs, &id); err != nil {
+		return err
+	}
+	d.id = &id
+	return nil
 }
 
 // adopt fills in what the identity lacks and refuses what contradicts it.

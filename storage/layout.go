@@ -8,7 +8,6 @@ import (
 
 	"github.com/zeebo/xxh3"
 
-	"sheepdog/storage/internal/wal"
 	"sheepdog/storage/object"
 )
 
@@ -48,7 +47,7 @@ func overheadBytes(shift uint8) int64 { return int64(1+pagesOf(shift)) * blockSi
 // zeroBlock is a block of zeros, and zeroSum its checksum.
 var (
 	zeroBlock = make([]byte, blockSize)
-	zeroSum   = wal.Sum(zeroBlock)
+	zeroSum   = object.Sum(zeroBlock)
 )
 
 // header is the decoded header of an object's file.

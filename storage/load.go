@@ -7,7 +7,6 @@ import (
 	"io/fs"
 
 	"sheepdog/storage/disk"
-	"sheepdog/storage/internal/wal"
 	"sheepdog/storage/object"
 )
 
@@ -317,7 +316,7 @@ func (d *drive) rehash(o *obj, first, end uint32, buf []byte) error {
 				return fmt.Errorf("read object %s: %w", o.key, err)
 			}
 			for i := range n {
-				sum := wal.Sum(buf[i*blockSize:][:blockSize])
+				sum := object.Sum(buf[i*blockSize:][:blockSize])
 				if old, _ := o.fileSum(b); old == 0 && sum == zeroSum {
 					sum = 0
 				}

@@ -31,6 +31,8 @@ const (
 // says of it: the version up to which nothing is missing. That must be durable already.
 // Marks of a group are kept on its disk, so that they are lost with it.
 func (s *Store) KeepMarks(marks map[object.Group]object.Version) error {
+	s.marksMu.Lock()
+	defer s.marksMu.Unlock()
 	var errs []error
 	for _, d := range s.routes.drives() {
 		if d.failed() != nil {
@@ -49,7 +51,8 @@ func (s *Store) KeepMarks(marks map[object.Group]object.Version) error {
 	return errors.Join(errs...)
 }
 
-// Marks returns what KeepMarks kept last. What cannot be read is left out.
+// Marks returns what KeepMarks kept last. What cannot be read is left out, and what a disk says of
+// groups that have left it for another one.
 func (s *Store) Marks() map[object.Group]object.Version {
 	all := make(map[object.Group]object.Version)
 	for _, d := range s.routes.drives() {
@@ -57,9 +60,57 @@ func (s *Store) Marks() map[object.Group]object.Version {
 		if err != nil {
 			d.logger.Warn("marks are lost: partitions will be compared with other nodes object by object", "disk", d.String(), "error", err)
 		}
-		maps.Copy(all, marks)
+		for g, v := range marks {
+			if at := s.routes.at(g); at == nil || at == d {
+				all[g] = v
+			}
+		}
 	}
 	return all
+}
+
+// withMarks calls fn, which has groups live on another disk, and has their marks there too then. Meanwhile they are on neither:
+// a disk that has a mark of a group must not be without the group, whatever happens to the other one.
+func (s *Store) withMarks(from, to *drive, groups []object.Group, fn func() error) error {
+	s.marksMu.Lock()
+	defer s.marksMu.Unlock()
+	old, err := readMarks(from.fs)
+	if err != nil {
+		return fn() // they are lost
+	}
+	taken := make(map[object.Group]object.Version)
+	for _, g := range groups {
+		if v, ok := old[g]; ok {
+			taken[g] = v
+			delete(old, g)
+		}
+	}
+	if len(taken) == 0 {
+		return fn()
+	}
+	if err := writeWhole(from.fs, marksName, encodeMarks(old)); err != nil {
+		return from.explain(err)
+	}
+	err = fn()
+	return errors.Join(err, s.giveMarks(from, taken), s.giveMarks(to, taken))
+}
+
+// giveMarks adds marks to those of a disk, of groups that live there.
+func (s *Store) giveMarks(d *drive, more map[object.Group]object.Version) error {
+	marks, err := readMarks(d.fs)
+	if err != nil || marks == nil {
+		marks = make(map[object.Group]object.Version)
+	}
+	n := len(marks)
+	for g, v := range more {
+		if s.routes.at(g) == d {
+			marks[g] = v
+		}
+	}
+	if len(marks) == n {
+		return nil
+	}
+	return d.explain(writeWhole(d.fs, marksName, encodeMarks(marks)))
 }
 
 func encodeMarks(marks map[object.Group]object.Version) []byte {

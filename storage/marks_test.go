@@ -55,7 +55,7 @@ func TestMarks(t *testing.T) {
 // A disk that comes back empty says of no partition any more that nothing of it is missing, whoever emptied it.
 func TestEmptyDiskHasNoMarks(t *testing.T) {
 	g := object.Group{Policy: 1, Partition: 3}
-	for name, add := range map[string]func(*Store, disk.FS) (DiskStatus, error){"plug": (*Store).Plug, "reuse": (*Store).Reuse} {
+	for name, add := range map[string]func(*Store, disk.FS, func(DiskStatus) error) (DiskStatus, error){"plug": (*Store).Plug, "reuse": (*Store).Reuse} {
 		t.Run(name, func(t *testing.T) {
 			dir := openDir(t)
 			old, err := Open(Config{Disks: []disk.FS{dir}, Node: "n", ScrubRate: -1})
@@ -77,7 +77,7 @@ func TestEmptyDiskHasNoMarks(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer s.Close()
-			if _, err := add(s, dir); err != nil {
+			if _, err := add(s, dir, func(DiskStatus) error { return nil }); err != nil {
 				t.Fatal(err)
 			}
 			if got := s.Marks(); len(got) > 0 {

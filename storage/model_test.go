@@ -22,7 +22,7 @@ import (
 func TestModel(t *testing.T) {
 	n := rounds(6)
 	if raceDetector {
-		n /= 2
+		n /= 3
 	}
 	for seed := range uint64(n) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
@@ -33,18 +33,7 @@ func TestModel(t *testing.T) {
 			for range 8 {
 				r.work(150)
 				f := fate(r.rng.IntN(3))
-				switch f {
-				case closed:
-					r.mustClose()
-					r.reborn((*disktest.Disk).Restart)
-				case killed:
-					r.crash()
-					r.reborn((*disktest.Disk).Restart)
-				case cut:
-					r.crash()
-					s := r.rng.Uint64N(8)
-					r.reborn(func(d *disktest.Disk) *disktest.Disk { return d.Reopen(s) })
-				}
+				r.end(f)
 				r.mustOpen()
 				r.verify(f)
 			}

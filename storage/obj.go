@@ -57,6 +57,9 @@ type obj struct {
 	drained   chan struct{} // closed when there are none left, if frozen
 	dirtyData bool          // direct writes that are not durable; the object is in drive.dirty
 	logged    bool          // the object is in drive.logged
+
+	watch *handover // is told of changes: the object's group is being copied to another disk
+	held  bool      // nothing may change: the group is about to live on that disk
 }
 
 // span is a range of blocks that is being written directly.
@@ -73,6 +76,19 @@ func (o *obj) busy(first, end uint32) bool {
 
 // ready reports whether the object can be worked with at once.
 func (o *obj) ready() bool { return o.loaded && !o.dead && !o.rebuild && !o.broken }
+
+// inMemory reports whether the object has an open file and its table for [first, end) is in memory.
+func (o *obj) inMemory(first, end uint32) bool {
+	if !o.ready() || !o.exists || o.file == nil || end > o.blocks() {
+		return false
+	}
+	for p := first / sumsPerPage; p <= (end-1)/sumsPerPage; p++ {
+		if o.pages[p] == nil {
+			return false
+		}
+	}
+	return true
+}
 
 func (o *obj) blocks() uint32 { return blocksOf(o.shift) }
 
@@ -125,6 +141,13 @@ func (o *obj) pageClean(p *sumPage) {
 func (o *obj) raise(v object.Version) {
 	if o.version.Less(v) {
 		o.version = v
+	}
+}
+
+// changed tells who copies the object to another disk that it is another now. Its lock is held.
+func (o *obj) changed() {
+	if o.watch != nil && !o.watch.touch(o.key) {
+		o.watch = nil
 	}
 }
 
@@ -224,27 +247,44 @@ func (d *drive) lookup(k object.Key) *obj {
 	return o
 }
 
-// obtain returns the object, making an unloaded one if it is not in memory.
-func (d *drive) obtain(k object.Key) *obj {
+// obtain returns the object, making an unloaded one if it is not in memory. It fails with errAway if the
+// object's group lives on another disk.
+func (d *drive) obtain(k object.Key) (*obj, error) {
 	if o := d.lookup(k); o != nil {
-		return o
+		return o, nil
 	}
 	s := d.shard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := s.objects[k]
 	if o == nil {
-		o = &obj{key: k, unmerged: &d.unmerged}
-		s.objects[k] = o
-		d.resident.Add(1)
+		if d.away(k.Group) { // under the shard's lock: see handover.depart
+			return nil, errAway
+		}
+		o = d.addObject(s, k)
 	}
+	return o, nil
+}
+
+// addObject makes an unloaded object. The shard's lock is held.
+func (d *drive) addObject(s *shard, k object.Key) *obj {
+	o := &obj{key: k, unmerged: &d.unmerged}
+	if h := d.handover.Load(); h != nil && h.has(k.Group) {
+		o.watch, o.held = h, h.held.Load()
+	}
+	s.objects[k] = o
+	d.resident.Add(1)
 	return o
 }
 
-// lock returns the object loaded and locked for writing.
+// lock returns the object loaded and locked for writing. It fails with errAway if the object's group
+// lives on another disk.
 func (d *drive) lock(k object.Key) (*obj, error) {
 	for {
-		o := d.obtain(k)
+		o, err := d.obtain(k)
+		if err != nil {
+			return nil, err
+		}
 		o.mu.Lock()
 		if o.dead {
 			o.mu.Unlock()

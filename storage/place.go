@@ -44,6 +44,7 @@ func (t *routes) add(d *drive) (slot int) {
 	if l := t.lineup.Load(); l != nil {
 		next.slots, next.drives = append(next.slots, l.slots...), append(next.drives, l.drives...)
 	}
+	d.routes = t
 	slot = len(next.slots)
 	next.slots, next.drives = append(next.slots, d), append(next.drives, d)
 	t.lineup.Store(next)
@@ -51,11 +52,19 @@ func (t *routes) add(d *drive) (slot int) {
 }
 
 func (t *routes) find(g object.Group) *drive {
-	l := t.lineup.Load()
-	if i := t.get(g); i != 0 && int(i) <= len(l.slots) && l.slots[i-1] != nil {
-		return l.slots[i-1]
+	if d := t.at(g); d != nil {
+		return d
 	}
 	return t.place(g)
+}
+
+// at is the drive on which a group lives; nil: it lives nowhere yet.
+func (t *routes) at(g object.Group) *drive {
+	l := t.lineup.Load()
+	if i := t.get(g); i != 0 && int(i) <= len(l.slots) {
+		return l.slots[i-1]
+	}
+	return nil
 }
 
 func (t *routes) get(g object.Group) uint32 {
@@ -98,6 +107,21 @@ func (t *routes) on(d *drive) (list []object.Group) {
 	return list
 }
 
+// count counts the groups that live on each drive.
+func (t *routes) count() map[*drive]int {
+	slots := t.lineup.Load().slots
+	count := make(map[*drive]int)
+	for policy := range t.pages {
+		p := t.pages[policy].Load()
+		for i := 0; p != nil && i < len(p); i++ {
+			if slot := p[i].Load(); slot != 0 && int(slot) <= len(slots) {
+				count[slots[slot-1]]++
+			}
+		}
+	}
+	return count
+}
+
 // drop takes a drive out of the lineup. What still is said to live there lives nowhere.
 func (t *routes) drop(d *drive) {
 	l := t.lineup.Load()
@@ -134,12 +158,12 @@ func (t *routes) claim(g object.Group, slot int) (at int) {
 func rendezvous(g object.Group, drives []*drive) int {
 	best, bestScore := 0, math.Inf(-1)
 	for i, d := range drives {
-		b := append([]byte(d.id.Disk), byte(g.Policy))
+		b := append([]byte(d.name), byte(g.Policy))
 		b = binary.LittleEndian.AppendUint16(b, uint16(g.Partition))
 		// Uniform in (0, 1): 53 bits, and never 0.
 		u := (float64(xxh3.Hash(b)>>11) + 0.5) / (1 << 53)
 		score := float64(d.weight) / -math.Log(u)
-		if score > bestScore || score == bestScore && d.id.Disk < drives[best].id.Disk {
+		if score > bestScore || score == bestScore && d.name < drives[best].name {
 			best, bestScore = i, score
 		}
 	}

@@ -9,10 +9,11 @@ import (
 
 // Plug puts one more disk into service, which must be empty: what another life of the store
 // has left on it may be older than what the other disks have, and is looked at by Open. From
-// then on groups that come get their places on it too; those that are there stay where they
-// are. It fails with ErrInvalid if the disk is not empty, or belongs to others, and leaves it
-// alone then.
-func (s *Store) Plug(fsys disk.FS) (DiskStatus, error) {
+// then on groups that come get their places on it too, and some of those that are there
+// go to it until it has its share. It fails with ErrInvalid if the disk is not empty, or belongs to others, and leaves it
+// alone then. tell is called before anything can come to the disk, so that it is missed by whoever is
+// told if it is not there after a restart; if it fails the disk is not added.
+func (s *Store) Plug(fsys disk.FS, tell func(DiskStatus) error) (DiskStatus, error) {
 	s.plugMu.Lock()
 	defer s.plugMu.Unlock()
 	switch {
@@ -25,12 +26,17 @@ func (s *Store) Plug(fsys disk.FS) (DiskStatus, error) {
 	if err != nil {
 		return DiskStatus{}, fmt.Errorf("add disk %s: %w", fsys, err)
 	}
+	if err := tell(d.status()); err != nil {
+		_ = d.abandon() // nothing was written that could be lost
+		return DiskStatus{}, fmt.Errorf("add disk %s: %w", fsys, err)
+	}
 	d.start()
 	s.routes.add(d)
 	s.idMu.Lock()
 	s.noteDisks()
 	s.idMu.Unlock()
-	s.cfg.Logger.Info("disk was added", "disk", d.String(), "id", d.id.Disk)
+	notify(s.mover.wake)
+	s.cfg.Logger.Info("disk was added", "disk", d.String(), "id", d.name)
 	return d.status(), nil
 }
 
@@ -67,25 +73,35 @@ func refuseContent(fsys disk.FS) error {
 // welcome finishes what prepareDrive has begun.
 func (s *Store) welcome(d *drive) error {
 	for _, o := range s.routes.drives() {
-		if o.id.Disk == d.id.Disk {
+		if o.name == d.name {
 			return refuse("it has the identity of disk %s: one is a copy of the other", o)
 		}
 	}
 	id := *d.id
-	if changed, err := id.adopt(d.fs, s.cfg.Node, s.Cluster()); err != nil {
+	changed, err := id.adopt(d.fs, s.cfg.Node, s.Cluster())
+	if err != nil {
 		return err
-	} else if changed {
-		if err := writeIdentity(d.fs, &id); err != nil {
-			return err
-		}
-		d.id = &id
 	}
-	found := false
+	found, had := false, d.notes
+	d.notes = newNotes() // of what it had before it was emptied
 	if err := d.recover(func(object.Group) { found = true }); err != nil {
 		return err
 	}
 	if found {
 		return refuse("its log has something of objects: " + whatToDo)
+	}
+	if changed || id.Leaving || !id.Filling { // it stays, and has nothing that could have left it
+		id.Leaving, id.Filling = false, true
+		if err := d.become(id); err != nil {
+			return err
+		}
+		d.retired.Store(false)
+		d.filling.Store(true)
+	}
+	if !had.empty() {
+		if err := d.notes.write(d.fs); err != nil {
+			return err
+		}
 	}
 	return d.forgetMarks()
 }

@@ -39,6 +39,13 @@ func (p *pool) submitAll(q requests) {
 	}
 }
 
+// idles reports whether nothing is being carried out.
+func (p *pool) idles() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.queue.head == nil && p.idle == p.workers
+}
+
 // rouse sees to it that a worker takes what was queued. mu is held.
 func (p *pool) rouse() {
 	if p.idle > 0 {

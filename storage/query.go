@@ -16,12 +16,25 @@ func compareKeys(a, b object.Key) int {
 	return cmp.Or(cmp.Compare(a.Group.Policy, b.Group.Policy), cmp.Compare(a.Group.Partition, b.Group.Partition), cmp.Compare(a.ID, b.ID))
 }
 
-func (s *Store) drive(k object.Key) (*drive, error) {
-	if s.closed.Load() {
-		return nil, object.ErrClosed
+// at calls fn with the disk on which a group lives. It calls it again if the group goes to another one
+// meanwhile, once it is there: fn fails with errAway or errHeld then, and has done nothing.
+func (s *Store) at(ctx context.Context, g object.Group, fn func(*drive) error) error {
+	for {
+		if s.closed.Load() {
+			return object.ErrClosed
+		}
+		d := s.routes.find(g)
+		err := d.failed()
+		if err == nil {
+			err = fn(d)
+		}
+		if err == nil || !errors.Is(err, errAway) && !errors.Is(err, errHeld) && !d.moved(g) {
+			return err
+		}
+		if err := d.awaitHandover(ctx, g); err != nil {
+			return err
+		}
 	}
-	d := s.routes.find(k.Group)
-	return d, d.failed()
 }
 
 // existing returns the object loaded and locked for writing, or ErrNotFound.
@@ -79,24 +92,23 @@ func (d *drive) eachSum(ctx context.Context, k object.Key, first, end uint32, fn
 // Extents tells which parts of [off, off+n) are holes, in ascending order, with
 // neighbours of one kind joined. The grain is a block.
 func (s *Store) Extents(ctx context.Context, k object.Key, off, n uint32) ([]object.Extent, error) {
-	d, err := s.drive(k)
-	if err != nil {
-		return nil, err
-	}
 	if n == 0 {
 		return nil, nil
 	}
 	first, end := blockRange(off, n)
 	limit := uint64(off) + uint64(n)
 	var list []object.Extent
-	err = d.eachSum(ctx, k, first, end, func(b uint32, sum uint64) {
-		from := max(uint64(off), uint64(b)*blockSize)
-		length := uint32(min(limit, uint64(b+1)*blockSize) - from)
-		if last := len(list) - 1; last >= 0 && list[last].Hole == (sum == 0) {
-			list[last].Len += length
-			return
-		}
-		list = append(list, object.Extent{Off: uint32(from), Len: length, Hole: sum == 0})
+	err := s.at(ctx, k.Group, func(d *drive) error {
+		list = list[:0]
+		return d.eachSum(ctx, k, first, end, func(b uint32, sum uint64) {
+			from := max(uint64(off), uint64(b)*blockSize)
+			length := uint32(min(limit, uint64(b+1)*blockSize) - from)
+			if last := len(list) - 1; last >= 0 && list[last].Hole == (sum == 0) {
+				list[last].Len += length
+				return
+			}
+			list = append(list, object.Extent{Off: uint32(from), Len: length, Hole: sum == 0})
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -106,24 +118,24 @@ func (s *Store) Extents(ctx context.Context, k object.Key, off, n uint32) ([]obj
 
 // Sums returns the checksum of every block as a reader would see it; 0 is a hole.
 func (s *Store) Sums(ctx context.Context, k object.Key) ([]uint64, error) {
-	d, err := s.drive(k)
-	if err != nil {
-		return nil, err
-	}
 	var sums []uint64
-	if err := d.eachSum(ctx, k, 0, 0, func(_ uint32, sum uint64) { sums = append(sums, sum) }); err != nil {
+	err := s.at(ctx, k.Group, func(d *drive) error {
+		sums = sums[:0]
+		return d.eachSum(ctx, k, 0, 0, func(_ uint32, sum uint64) { sums = append(sums, sum) })
+	})
+	if err != nil {
 		return nil, err
 	}
 	return sums, nil
 }
 
 // Stat describes an object, or fails with ErrNotFound.
-func (s *Store) Stat(ctx context.Context, k object.Key) (object.Info, error) {
-	d, err := s.drive(k)
-	if err != nil {
-		return object.Info{}, err
-	}
-	return d.stat(ctx, k)
+func (s *Store) Stat(ctx context.Context, k object.Key) (info object.Info, err error) {
+	err = s.at(ctx, k.Group, func(d *drive) (err error) {
+		info, err = d.stat(ctx, k)
+		return err
+	})
+	return info, err
 }
 
 func (d *drive) stat(ctx context.Context, k object.Key) (object.Info, error) {
@@ -215,15 +227,33 @@ func (d *drive) shardKeys(g object.Group) []object.ID {
 // lock, until it returns an error. Objects made or deleted meanwhile may be missed.
 // Objects whose header is corrupt are listed with their key only.
 func (s *Store) List(ctx context.Context, g object.Group, fn func(object.Info) error) error {
-	d, err := s.drive(object.Key{Group: g})
-	if err != nil {
-		return err
-	}
+	next := object.ID(0)
+	var stopped error
+	err := s.at(ctx, g, func(d *drive) error {
+		return d.list(ctx, g, next, func(info object.Info) error {
+			if stopped == nil {
+				stopped = fn(info)
+			}
+			next = info.Key.ID + 1
+			return stopped
+		})
+	})
+	return cmp.Or(stopped, err)
+}
+
+// list is List from an id on.
+func (d *drive) list(ctx context.Context, g object.Group, from object.ID, fn func(object.Info) error) error {
 	ids, err := d.ids(g)
 	if err != nil {
 		return err
 	}
+	if d.away(g) {
+		return errAway
+	}
 	for _, id := range ids {
+		if id < from {
+			continue
+		}
 		k := object.Key{Group: g, ID: id}
 		info, err := d.peek(ctx, k)
 		if errors.Is(err, object.ErrNotFound) {
@@ -274,6 +304,9 @@ func (d *drive) peek(ctx context.Context, k object.Key) (object.Info, error) {
 			}
 		}
 		left -= n
+	}
+	if d.away(k.Group) { // the file is a leftover
+		return object.Info{}, errAway
 	}
 	return info, nil
 }

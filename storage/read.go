@@ -110,7 +110,7 @@ func (p *plan) execute(d *drive, o *obj, f *handle, first uint32, dst []byte, no
 			at.pos += wal.Pos(len(piece))
 			part = part[len(piece):]
 			for ; len(piece) > 0; piece = piece[blockSize:] {
-				if wal.Sum(piece[:blockSize]) != p.sums[i] {
+				if object.Sum(piece[:blockSize]) != p.sums[i] {
 					bad = addBad(bad, o.key, d, first+uint32(i))
 				}
 				i++
@@ -246,6 +246,10 @@ func (d *drive) read(r *object.Request) {
 	}
 	if err == nil {
 		d.count.reads.Add(1)
+	}
+	if errors.Is(err, errAway) {
+		d.pass(r)
+		return
 	}
 	r.Complete(d.explain(err))
 }

@@ -18,7 +18,7 @@ func prepareDrive(cfg *Config, fsys disk.FS, logger *slog.Logger) (*drive, error
 	if err != nil {
 		return nil, fmt.Errorf("lock disk: %w", err)
 	}
-	d := &drive{cfg: cfg, fs: fsys, logger: logger, unlock: unlock, stop: make(chan struct{}), groups: make(map[object.Group]bool)}
+	d := &drive{cfg: cfg, fs: fsys, logger: logger, unlock: unlock, stop: make(chan struct{}), counted: make(chan struct{}), groups: make(map[object.Group]bool)}
 	for i := range d.shards {
 		d.shards[i].objects = make(map[object.Key]*obj)
 	}
@@ -34,7 +34,13 @@ func prepareDrive(cfg *Config, fsys disk.FS, logger *slog.Logger) (*drive, error
 
 func (d *drive) prepare() error {
 	var err error
-	if d.id, err = identify(d.fs, d.cfg.Node, d.cfg.Cluster); err != nil {
+	if d.id, d.fresh, err = identify(d.fs, d.cfg.Node, d.cfg.Cluster); err != nil {
+		return err
+	}
+	d.name = d.id.Disk
+	d.retired.Store(d.id.Leaving)
+	d.filling.Store(d.id.Filling)
+	if d.notes, err = readNotes(d.fs); err != nil {
 		return err
 	}
 	if err := d.refuseLost(); err != nil {
@@ -93,8 +99,14 @@ func (d *drive) refuseLost() error {
 // service, with the others going on.
 func (d *drive) recover(found func(object.Group)) error {
 	var err error
+	limit := d.cfg.logLimit(d.space.total)
+	if limit < d.cfg.LogLimit {
+		d.logger.Info("the log gets less of a small disk than storage.log_limit says", "disk", d.String(), "log", limit, "log_limit", d.cfg.LogLimit, "total", d.space.total)
+	}
+	size, most := segments(limit)
 	d.log, err = wal.Open(wal.Options{
-		FS: d.fs, Dir: walDir, SegmentBytes: d.cfg.segmentBytes(), MaxSegments: d.cfg.maxSegments(), Rotated: d.upkeep.rotated,
+		FS: d.fs, Dir: walDir, SegmentBytes: size, MaxSegments: most, Rotated: d.upkeep.rotated,
+		Take: d.space.takeRare, Give: d.space.give,
 	})
 	if err != nil {
 		return err
@@ -103,22 +115,57 @@ func (d *drive) recover(found func(object.Group)) error {
 		return fmt.Errorf("sync directory: %w", err)
 	}
 	if err := d.log.Replay(func(rec *wal.Record, pos wal.Pos) error {
+		if d.notes.has(rec.Key.Group) { // it lives elsewhere, or is part of a copy
+			return nil
+		}
 		found(rec.Key.Group)
 		d.replay(rec, pos)
 		return nil
 	}); err != nil {
 		return err
 	}
-	if err := d.log.Start(); err != nil {
+	d.promiseReplayed()
+	err = d.log.Start()
+	if errors.Is(err, wal.ErrNoRoom) {
+		_, free, _ := d.space.usage()
+		return fmt.Errorf("disk is too small or too full: %d bytes are free, and %d of them are the reserve: free some, or set storage.log_limit or storage.reserve to less: %w", free, d.space.reserve, err)
+	}
+	if err != nil {
 		return err
 	}
 	return d.clearNew()
 }
 
+// promiseReplayed accounts for what the log had when it was opened. What of it has its place in a file
+// already shows when that is opened, so this is what it takes at most, until the next checkpoint.
+func (d *drive) promiseReplayed() {
+	sizes := make(map[uint32]int64)
+	for _, o := range d.logged {
+		if !o.exists || o.broken {
+			continue
+		}
+		if o.createPos != 0 {
+			sizes[o.createPos.Segment()] += d.creationBytes(o.key.Group, o.shift)
+		}
+		o.over.each(func(_ uint32, e entry) {
+			if !e.hole() {
+				sizes[e.pos.Segment()] += blockSize
+			}
+		})
+	}
+	for segment, n := range sizes {
+		d.space.replayed(n, segment)
+	}
+}
+
 // replay applies one record to what is in memory. Object files are not looked at:
 // that happens when an object is first used.
 func (d *drive) replay(rec *wal.Record, pos wal.Pos) {
-	o := d.obtain(rec.Key)
+	s := d.shard(rec.Key)
+	o := s.objects[rec.Key] // nobody else is there yet
+	if o == nil {
+		o = d.addObject(s, rec.Key)
+	}
 	d.noteLogged(o)
 	switch rec.Type {
 	case wal.Delete:
@@ -232,6 +279,7 @@ func (d *drive) close() error {
 		return d.abandon()
 	}
 	close(d.stop)
+	d.kick()
 	d.upkeep.close()
 	d.pool.close()
 	d.syncer.close()
@@ -265,6 +313,15 @@ func (d *drive) abandon() error {
 	return errors.Join(err, d.unlock.Close())
 }
 
+// closing is why a disk that is being closed takes nothing more: it was taken out, or the store is
+// shutting down, which is another matter to those above.
+func (d *drive) closing() error {
+	if err := d.failed(); err != nil {
+		return err
+	}
+	return object.ErrClosed
+}
+
 func (d *drive) stopping() bool {
 	select {
 	case <-d.stop:
@@ -276,6 +333,7 @@ func (d *drive) stopping() bool {
 
 // census counts the objects that have files, in the background: only Status wants to know.
 func (d *drive) census() {
+	defer close(d.counted)
 	names, err := d.fs.ReadDir(objectsDir)
 	if err != nil {
 		return // whoever needs the directory meets the error too

@@ -13,11 +13,11 @@ import (
 // what took its place, and is removed first. It fails with ErrInvalid if the disk is in use, or does
 // not say that it belongs to this node and cluster, and leaves it alone then. If it is interrupted the
 // disk is refused by all but another Reuse.
-func (s *Store) Reuse(fsys disk.FS) (DiskStatus, error) {
+func (s *Store) Reuse(fsys disk.FS, tell func(DiskStatus) error) (DiskStatus, error) {
 	if err := s.clear(fsys); err != nil {
 		return DiskStatus{}, fmt.Errorf("empty disk %s: %w", fsys, err)
 	}
-	return s.Plug(fsys)
+	return s.Plug(fsys, tell)
 }
 
 // clear removes all that a disk has, its identity last.
@@ -39,7 +39,7 @@ func (s *Store) clear(fsys disk.FS) error {
 		return err // Plug takes it if it is empty
 	}
 	for _, d := range s.routes.drives() {
-		if d.id.Disk == id.Disk {
+		if d.name == id.Disk {
 			return refuse("it has the identity of disk %s, which is in use", d)
 		}
 	}
@@ -59,7 +59,7 @@ func (s *Store) clear(fsys disk.FS) error {
 		}
 	}
 	// The identity last: without it the marks, which say of partitions that they are whole, would be believed.
-	for _, name := range []string{marksName, identityName} {
+	for _, name := range []string{marksName, notesName, identityName} {
 		if err := fsys.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -24,13 +24,13 @@ func TestReuse(t *testing.T) {
 	r, old := newRig(t, 1, 1), newReturning(t)
 	r.mustOpen()
 	r.work(10)
-	if _, err := r.store.Plug(old.disks[0]); !errors.Is(err, object.ErrInvalid) {
+	if _, err := r.store.Plug(old.disks[0], tellNobody); !errors.Is(err, object.ErrInvalid) {
 		t.Errorf("a disk with objects is added as if it were empty: %v", err)
 	}
-	if _, err := r.store.Reuse(old.disks[0]); err != nil {
+	if _, err := r.store.Reuse(old.disks[0], tellNobody); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.store.Reuse(old.disks[0]); !errors.Is(err, object.ErrInvalid) {
+	if _, err := r.store.Reuse(old.disks[0], tellNobody); !errors.Is(err, object.ErrInvalid) {
 		t.Errorf("a disk in use is emptied: %v", err)
 	}
 	r.disks = append(r.disks, old.disks[0])
@@ -55,12 +55,12 @@ func TestReuseRefuses(t *testing.T) {
 		change(other)
 		other.mustOpen()
 		other.work(10)
-		if _, err := r.store.Reuse(other.disks[0]); !errors.Is(err, object.ErrInvalid) {
+		if _, err := r.store.Reuse(other.disks[0], tellNobody); !errors.Is(err, object.ErrInvalid) {
 			t.Errorf("the disk of %s, in use: %v", what, err)
 		}
 		other.mustClose()
 		other.reborn((*disktest.Disk).Restart)
-		if _, err := r.store.Reuse(other.disks[0]); !errors.Is(err, object.ErrInvalid) {
+		if _, err := r.store.Reuse(other.disks[0], tellNobody); !errors.Is(err, object.ErrInvalid) {
 			t.Errorf("the disk of %s: %v", what, err)
 		}
 		other.mustOpen()
@@ -75,14 +75,14 @@ func TestReuseRefuses(t *testing.T) {
 func TestReuseCrashes(t *testing.T) {
 	whole, partly, empty, stride := 0, 0, 0, int64(1)
 	if raceDetector {
-		stride = 7
+		stride = 23
 	}
 	for at := int64(1); ; at += stride {
 		r, old := newRig(t, 1, 1), newReturning(t)
 		r.mustOpen()
 		r.work(5)
 		old.disks[0].CrashAt(at)
-		_, err := r.store.Reuse(old.disks[0])
+		_, err := r.store.Reuse(old.disks[0], tellNobody)
 		if err == nil {
 			r.disks = append(r.disks, old.disks[0])
 			r.crash()
@@ -108,7 +108,7 @@ func TestReuseCrashes(t *testing.T) {
 				again := old.fork(s, reopen)
 				n := newRig(t, 3, 1)
 				n.mustOpen()
-				if _, err := n.store.Reuse(again.disks[0]); err != nil {
+				if _, err := n.store.Reuse(again.disks[0], tellNobody); err != nil {
 					t.Errorf("crash at %d: the disk is not emptied the second time: %v", at, err)
 				}
 				n.disks = append(n.disks, again.disks[0])

@@ -43,6 +43,8 @@ type rig struct {
 	batch int
 	// buffers are what readAll reads into: a rig and its forks are used one at a time.
 	buffers *[][]byte
+	// lacks counts, if it is there, the changes that failed for want of space. Only those may that need some.
+	lacks *int
 }
 
 // trace keeps the last things that happened, for a failure's message.
@@ -271,6 +273,7 @@ type action struct {
 	seq     uint64
 	touched []*sector
 	existed bool // the object, before
+	grows   bool // it may need space
 }
 
 // pattern fills b with what no other write has.
@@ -355,6 +358,9 @@ func (r *rig) apply(a *action) {
 		if r.rng.IntN(12) > 0 {
 			pattern(a.req.Data, m.seq)
 		}
+		if (a.req.Off|a.req.Len)%4096 == 0 && m.seq%2 == 0 {
+			a.req.Sums = object.AppendSums(nil, a.req.Data)
+		}
 		a.touched = a.o.write(m.seq, a.req.Off, a.req.Data)
 		return
 	}
@@ -386,15 +392,28 @@ func (r *rig) step() error {
 func (r *rig) changes(n int) error {
 	r.t.Helper()
 	var actions []*action
-	var reqs []*object.Request
 	before := r.model.seq
 	for range n {
 		a := r.randomAction()
+		if r.lacks != nil && a.req.Op == object.OpWrite && r.rng.IntN(20) == 0 { // disks fill up sooner than they are emptied
+			a.req.Off, a.req.Len = 0, 1<<20
+		}
 		if overlaps(actions, a) {
 			continue
 		}
+		a.grows = r.lacks != nil && r.grows(a)
 		r.apply(a)
 		actions = append(actions, a)
+	}
+	return r.carryOut(before, actions)
+}
+
+// carryOut carries out actions at once that the model has, with a sync among them at times. before is the number of the
+// last change before them.
+func (r *rig) carryOut(before uint64, actions []*action) error {
+	r.t.Helper()
+	var reqs []*object.Request
+	for _, a := range actions {
 		reqs = append(reqs, a.req)
 	}
 	var barrier *object.Request
@@ -404,9 +423,14 @@ func (r *rig) changes(n int) error {
 	}
 	r.do(reqs...)
 	var failure error
+	lacked := false
 	for _, a := range actions {
 		r.trace.add("%d: %s op %d flags %d [%d,+%d): %v", a.seq, a.o.key, a.req.Op, a.req.Flags, a.req.Off, a.req.Len, a.req.Err)
-		if a.req.Err != nil {
+		if a.grows && errors.Is(a.req.Err, object.ErrNoSpace) {
+			*r.lacks++
+			lacked = true
+			r.model.unsure(a)
+		} else if a.req.Err != nil {
 			failure = a.req.Err
 			r.model.unsure(a)
 		} else if a.req.Flags&object.FlagFUA != 0 {
@@ -415,6 +439,9 @@ func (r *rig) changes(n int) error {
 	}
 	if barrier != nil && barrier.Err == nil {
 		r.model.settle(before)
+	}
+	if lacked && failure == nil {
+		r.verify(killed)
 	}
 	return failure
 }
@@ -613,6 +640,23 @@ const (
 	killed             // what was not answered may be missing
 	cut                // what was not synced may be missing
 )
+
+// end has the store come to its end that way, and its disks are found again by who opens them next.
+func (r *rig) end(f fate) {
+	r.t.Helper()
+	switch f {
+	case closed:
+		r.mustClose()
+		r.reborn((*disktest.Disk).Restart)
+	case killed:
+		r.crash()
+		r.reborn((*disktest.Disk).Restart)
+	case cut:
+		r.crash()
+		s := r.rng.Uint64N(8)
+		r.reborn(func(d *disktest.Disk) *disktest.Disk { return d.Reopen(s) })
+	}
+}
 
 // verify checks everything against the model and makes what was found the model's content.
 func (r *rig) verify(f fate) {

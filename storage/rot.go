@@ -21,6 +21,13 @@ const (
 	maxRotBlocks  = 64
 )
 
+// note counts rot that is mended at once.
+func (r *rot) note() {
+	r.mu.Lock()
+	r.events++
+	r.mu.Unlock()
+}
+
 // reportRot enters a finding and logs it if it is news.
 func (d *drive) reportRot(e *object.CorruptError) {
 	r := &d.rot
@@ -73,6 +80,18 @@ func (d *drive) cleared(k object.Key) {
 	delete(d.rot.found, k)
 	d.rot.some.Store(len(d.rot.found) > 0)
 	d.rot.mu.Unlock()
+}
+
+// takeRot takes over what is known to be corrupt of an object that lived on another disk.
+func (d *drive) takeRot(from *drive, k object.Key) {
+	from.rot.mu.Lock()
+	blocks, ok := from.rot.found[k]
+	from.rot.mu.Unlock()
+	if !ok {
+		return
+	}
+	from.cleared(k)
+	d.reportRot(&object.CorruptError{Key: k, Blocks: blocks, Disk: d.String()})
 }
 
 // Corrupt names the corrupt blocks of one object; no blocks mean its header or table.

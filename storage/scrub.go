@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,7 +36,11 @@ func (s *Store) Scrub(ctx context.Context) error {
 	drives := s.routes.drives()
 	errs := make([]error, len(drives))
 	for i, d := range drives {
-		wg.Go(func() { errs[i] = d.scrub(ctx, 0) })
+		wg.Go(func() {
+			if err := d.scrub(ctx, 0); !d.parted.Load() { // what it had is on others
+				errs[i] = err
+			}
+		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)
@@ -152,16 +157,74 @@ func (p *scrubPass) object(k object.Key) error {
 		}
 		b += n
 	}
+	if err == nil {
+		err = p.d.verifyTable(p.ctx, k)
+	}
 	switch {
 	case errors.Is(err, object.ErrCorrupt):
 		bad = true
-	case errors.Is(err, object.ErrNotFound), errors.Is(err, object.ErrInvalid): // deleted or made anew meanwhile
+	case errors.Is(err, object.ErrNotFound), errors.Is(err, object.ErrInvalid), errors.Is(err, errAway): // deleted or made anew meanwhile, or moved
 	case err != nil:
 		return err
 	}
 	if bad {
 		p.bad++
 	}
+	return nil
+}
+
+// verifyTable looks at an object's header and table as they are on disk. Readers see them as they
+// were when they came into memory: what rots after that is found here, while what is sound is still
+// there to be written in its place, by the next checkpoint. What was rotten when it came into memory
+// is not written: nobody may take it for sound.
+func (d *drive) verifyTable(ctx context.Context, k object.Key) error {
+	b := make([]byte, blockSize)
+	var onDisk sumPage
+	for p := -1; ; p++ { // -1 is the header
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		o, err := d.existing(k)
+		if err != nil {
+			return err
+		}
+		if !o.hasFile || o.merging || o.held || p >= len(o.pages) { // a merge writes both anew
+			o.mu.Unlock()
+			return nil
+		}
+		err = d.verifyPage(o, p, b, &onDisk)
+		o.mu.Unlock()
+		if err != nil {
+			return d.explain(err)
+		}
+	}
+}
+
+// verifyPage is verifyTable for one page, or the header. The object's lock is held.
+func (d *drive) verifyPage(o *obj, p int, b []byte, onDisk *sumPage) error {
+	at := max(0, p)
+	first := uint32(at * sumsPerPage)
+	if err := d.ensurePages(o, first, first+1); err != nil {
+		return err
+	}
+	page, off := o.pages[at], tableOffset(o.shift)+int64(p)*blockSize
+	if page.dirty || slices.Contains(page.sums[:], badSum) {
+		return nil
+	}
+	o.waiting.Store(true)
+	defer o.waiting.Store(false)
+	if err := readFull(o.file, b, off); err != nil {
+		return fmt.Errorf("read checksums of object %s: %w", o.key, err)
+	}
+	var h header
+	if p < 0 && h.decode(b, o.key) && h.shift == o.shift && h.generation == o.generation || p >= 0 && onDisk.decode(b, p, o.generation) {
+		return nil
+	}
+	d.noteLogged(o)
+	o.pageDirty(page)
+	d.rot.note()
+	d.logger.Warn("checksum table of object has rotted on disk; what it was is still known and is written in its place",
+		"object", o.key.String(), "disk", d.String(), "page", p)
 	return nil
 }
 

@@ -16,11 +16,12 @@ type space struct {
 
 	mu       sync.Mutex
 	total    int64
-	free     int64    // as far as known, less what was promised since
-	promised [2]int64 // to pending blocks: since the last rotation of the log, and before it
+	free     int64            // as far as known, less what was promised since
+	promised int64            // to what is under way, and to what the log has
+	pending  map[uint32]int64 // the latter, by the segment with whose retirement it has its place
 	asked    time.Time
-	full     bool // the last that asked for space was refused
-	tight    bool // see Store.Tight
+	refused  int64 // what the last that asked for space did not get, in bytes; 0: it got it
+	tight    bool  // see Store.Tight
 }
 
 // spaceAge is how old the file system's answer may be before it is asked again: when
@@ -31,7 +32,7 @@ const (
 )
 
 func (s *space) init(fsys disk.FS, reserve int64) error {
-	s.fs = fsys
+	s.fs, s.pending = fsys, make(map[uint32]int64)
 	if err := s.ask(); err != nil {
 		return err
 	}
@@ -50,12 +51,13 @@ func (s *space) ask() error {
 		return err
 	}
 	s.total, s.asked = int64(u.Total), time.Now()
-	s.free = int64(u.Free) - s.promised[0] - s.promised[1]
+	s.free = int64(u.Free) - s.promised
 	return nil
 }
 
 // take promises n bytes; false means that only the reserve is left. If the file system
-// does not answer, what is known has to do: its failure shows soon enough.
+// does not answer, what is known has to do: its failure shows soon enough. Every promise is
+// given back, or kept by log.
 func (s *space) take(n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,40 +66,81 @@ func (s *space) take(n int64) bool {
 		_ = s.ask()
 		short = s.free-n < s.reserve
 	}
-	s.full = short
 	if short {
+		s.refused = n
 		return false
 	}
-	s.free -= n
-	s.promised[0] += n
+	s.refused = 0
+	s.promise(n)
 	return true
 }
 
-// give takes back a promise.
+// takeRare is take for what is rare and can do without: it does not make the disk a full one.
+func (s *space) takeRare(n int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.ask()
+	if s.free-n < s.reserve {
+		return false
+	}
+	s.promise(n)
+	return true
+}
+
+// promise is called with mu held.
+func (s *space) promise(n int64) {
+	s.free -= n
+	s.promised += n
+}
+
+// give takes back a promise. A file may have some of it.
 func (s *space) give(n int64) {
 	if n == 0 {
 		return
 	}
 	s.mu.Lock()
-	s.free += n
-	s.promised[0] = max(0, s.promised[0]-n)
+	s.promised -= n
+	s.asked = time.Time{} // only the file system knows how much of it is free
 	s.mu.Unlock()
 }
 
-// rotated and merged follow the checkpoint: what was promised before the log's
-// rotation has its place in files when the checkpoint is done.
-func (s *space) rotated() {
+// log has a promise kept until the log's segment is retired: a record there or before it needs it.
+func (s *space) log(n int64, segment uint32) {
+	if n == 0 {
+		return
+	}
 	s.mu.Lock()
-	s.promised[1] += s.promised[0]
-	s.promised[0] = 0
+	s.pending[segment] += n
 	s.mu.Unlock()
 }
 
-func (s *space) merged() {
+// replayed is log for what nobody has taken: it was in the log when that was opened.
+func (s *space) replayed(n int64, segment uint32) {
 	s.mu.Lock()
-	s.promised[1] = 0
+	s.promise(n)
+	s.pending[segment] += n
+	s.mu.Unlock()
+}
+
+// merged follows the checkpoint: what the segments before first had has its place in files.
+func (s *space) merged(first uint32) {
+	s.mu.Lock()
+	for segment, n := range s.pending {
+		if segment < first {
+			s.promised -= n
+			delete(s.pending, segment)
+		}
+	}
 	s.asked = time.Time{}
 	s.mu.Unlock()
+}
+
+// short reports whether less than the reserve is free beside what was promised.
+func (s *space) short() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.ask()
+	return s.free < s.reserve
 }
 
 // Tight reports whether the disk of a group is nearly full: only so much is left above the
@@ -135,5 +178,5 @@ func (s *space) usage() (total, free int64, full bool) {
 	if time.Since(s.asked) > spaceAge {
 		_ = s.ask()
 	}
-	return s.total, max(0, s.free), s.full && s.free < s.reserve+blockSize
+	return s.total, max(0, s.free), s.refused > 0 && s.free-s.refused < s.reserve
 }

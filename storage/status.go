@@ -26,6 +26,18 @@ type DiskStatus struct {
 	ID    string `json:"id"`
 	State State  `json:"state"`
 	Error string `json:"error,omitempty"` // why it is out of service
+	// Retired: it is to be taken out, and gets nothing more: see Store.Retire.
+	Retired bool `json:"retired,omitempty"`
+
+	// Filling: it came when others had something, and takes its share of that.
+	Filling bool `json:"filling,omitempty"`
+	// Partitions live on the disk; PartitionsToCome and PartitionsToGo are still to be moved to or from it, as of when that was
+	// looked at last, MoveBlocked says what they wait for if they do, and MovedBytes were copied to the disk since the start.
+	Partitions       int    `json:"partitions"`
+	PartitionsToCome int64  `json:"partitions_to_come,omitempty"`
+	PartitionsToGo   int64  `json:"partitions_to_go,omitempty"`
+	MoveBlocked      string `json:"move_blocked,omitempty"`
+	MovedBytes       int64  `json:"moved_bytes,omitempty"`
 
 	TotalBytes uint64 `json:"total_bytes"`
 	FreeBytes  uint64 `json:"free_bytes"` // less what is promised to pending writes
@@ -63,8 +75,11 @@ type counters struct {
 // Status describes the disks as they are now.
 func (s *Store) Status() Status {
 	var st Status
+	count := s.routes.count()
 	for _, d := range s.routes.drives() {
-		st.Disks = append(st.Disks, d.status())
+		one := d.status()
+		one.Partitions = count[d]
+		st.Disks = append(st.Disks, one)
 	}
 	return st
 }
@@ -73,12 +88,16 @@ func (d *drive) status() DiskStatus {
 	total, free, full := d.space.usage()
 	c := &d.count
 	st := DiskStatus{
-		Dir: d.String(), ID: d.id.Disk, State: StateOK,
+		Dir: d.String(), ID: d.name, State: StateOK, Retired: d.retired.Load(), Filling: d.filling.Load(),
+		PartitionsToCome: d.moves.come.Load(), PartitionsToGo: d.moves.gone.Load(), MovedBytes: d.moves.bytes.Load(),
 		TotalBytes: uint64(total), FreeBytes: uint64(free), UsedBytes: uint64(max(0, total-free)), Objects: c.objects.Load(),
 		Checkpoints: c.checkpoints.Load(), Stalls: c.stalls.Load(), IOErrors: c.ioErrors.Load(),
 		ScrubBytes: d.scrubber.bytes.Load(), Corrupt: d.rot.list(),
 		Reads: c.reads.Load(), Writes: c.writes.Load(), Directs: c.directs.Load(), Zeroes: c.zeroes.Load(),
 		Deletes: c.deletes.Load(), Copies: c.copies.Load(), Syncs: c.syncs.Load(),
+	}
+	if reason := d.moves.blocked.Load(); reason != nil {
+		st.MoveBlocked = *reason
 	}
 	d.rot.mu.Lock()
 	st.CorruptEvents = d.rot.events

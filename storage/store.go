@@ -20,6 +20,9 @@ type Store struct {
 	closed atomic.Bool
 	idMu   sync.Mutex
 	plugMu sync.Mutex // one change of the disks at a time
+	mover  *mover
+
+	marksMu sync.Mutex // of the files with marks
 }
 
 // maxDisks bounds the disks of a node.
@@ -37,6 +40,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open store: %d disks, at most %d: %w", len(cfg.Disks), maxDisks, object.ErrInvalid)
 	}
 	s := &Store{cfg: cfg}
+	s.mover = newMover(s)
 	if err := s.open(); err != nil {
 		for _, d := range s.routes.drives() {
 			_ = d.abandon()
@@ -48,6 +52,7 @@ func Open(cfg Config) (*Store, error) {
 			d.start()
 		}
 	}
+	s.mover.start()
 	return s, nil
 }
 
@@ -59,24 +64,37 @@ func (s *Store) open() error {
 			return err
 		}
 		s.routes.add(d)
-		if other := ids[d.id.Disk]; other != nil {
+		if other := ids[d.name]; other != nil {
 			return refuse("disks %s and %s have the same identity: one is a copy of the other", other, d)
 		}
-		ids[d.id.Disk] = d
+		ids[d.name] = d
 	}
 	if err := s.sameCluster(); err != nil {
 		return err
 	}
+	if err := s.welcomeFresh(); err != nil {
+		return err
+	}
+	s.believeNotes(ids)
 	var failure error
 	working := 0
-	for i, d := range s.routes.drives() {
+	drives := s.routes.drives()
+	for _, i := range stayingFirst(drives) {
+		d := drives[i]
+		claim := func(g object.Group) error { return s.claim(g, i) }
+		if d.retired.Load() { // what another disk has of its groups is newer: see Abandon
+			claim = func(g object.Group) error { s.routes.claim(g, i); return nil }
+		}
 		for g := range d.groups {
-			if err := s.claim(g, i); err != nil {
+			if d.notes.has(g) {
+				continue
+			}
+			if err := claim(g); err != nil {
 				return err
 			}
 		}
 		var twice error
-		err := d.recover(func(g object.Group) { twice = cmp.Or(twice, s.claim(g, i)) })
+		err := d.recover(func(g object.Group) { twice = cmp.Or(twice, claim(g)) })
 		if twice != nil {
 			return twice
 		}
@@ -90,8 +108,64 @@ func (s *Store) open() error {
 	if working == 0 {
 		return failure
 	}
+	s.tidy(ids)
+	s.mergeFull()
+	for _, d := range drives {
+		if d.retired.Load() {
+			s.cfg.Logger.Warn("a disk is among the node's disks that was to be taken out: what is on it gets another place, and nothing more comes; \"dog node md unplug\" takes it out", "disk", d.String(), "id", d.name)
+		}
+	}
 	s.noteDisks()
 	return nil
+}
+
+// mergeFull does a checkpoint of disks that have no more than the reserve beside what their logs may take. After that it
+// is known what they take, and no write is refused that would not have been before the restart.
+func (s *Store) mergeFull() {
+	for _, d := range s.routes.drives() {
+		if d.failed() != nil || !d.space.short() {
+			continue
+		}
+		if err := d.checkpoint(); err != nil && d.failed() == nil {
+			d.logger.Warn("what the log has cannot be merged yet", "disk", d.String(), "error", err)
+		}
+	}
+}
+
+// welcomeFresh has disks that are new among others take their share.
+func (s *Store) welcomeFresh() error {
+	drives := s.routes.drives()
+	if !slices.ContainsFunc(drives, func(d *drive) bool { return !d.fresh }) {
+		return nil
+	}
+	for _, d := range drives {
+		if !d.fresh {
+			continue
+		}
+		id := *d.id
+		id.Filling = true
+		if err := d.become(id); err != nil {
+			return err
+		}
+		d.filling.Store(true)
+	}
+	return nil
+}
+
+// stayingFirst returns the numbers of disks, those that are to be taken out at the end.
+func stayingFirst(drives []*drive) []int {
+	list := make([]int, len(drives))
+	for i := range list {
+		list[i] = i
+	}
+	leaves := func(i int) int {
+		if drives[i].retired.Load() {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(list, func(a, b int) int { return leaves(a) - leaves(b) })
+	return list
 }
 
 // claim records where a group lives. Two disks have the same group if one of them was
@@ -111,7 +185,7 @@ func (s *Store) claim(g object.Group, i int) error {
 func (s *Store) noteDisks() {
 	var ids []string
 	for _, d := range s.routes.drives() {
-		ids = append(ids, d.id.Disk)
+		ids = append(ids, d.name)
 	}
 	slices.Sort(ids)
 	missing := make(map[string]bool)
@@ -169,12 +243,11 @@ func (s *Store) SetIdentity(cluster, node string) error {
 		id := *d.id
 		changed, err := id.adopt(d.fs, node, cluster)
 		if err == nil && changed {
-			err = writeIdentity(d.fs, &id)
+			err = d.become(id)
 		}
 		if err != nil {
 			return fmt.Errorf("set identity: %w", err)
 		}
-		d.id = &id
 	}
 	return nil
 }
@@ -184,6 +257,7 @@ func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
+	s.mover.close()
 	s.plugMu.Lock() // a disk that is being added is there, or never will be
 	defer s.plugMu.Unlock()
 	var err error

@@ -81,7 +81,7 @@ func (s *syncer) batch() {
 	s.mu.Unlock()
 	err := s.d.syncAll(files)
 	for r := queue.pop(); r != nil; r = queue.pop() {
-		r.Complete(err)
+		s.d.completeSync(r, err)
 	}
 	s.d.pool.submitAll(marks)
 }
@@ -212,10 +212,19 @@ func (d *drive) sync(r *object.Request) {
 		return
 	}
 	if err := d.failed(); err != nil {
-		r.Complete(err)
+		d.completeSync(r, err)
 		return
 	}
 	d.syncer.add(r, true)
+}
+
+// completeSync completes an OpSync, or a write that was to be durable. A disk that was taken out with everything durable
+// has nothing more to make so.
+func (d *drive) completeSync(r *object.Request, err error) {
+	if r.Op == object.OpSync && d.parted.Load() {
+		err = nil
+	}
+	r.Complete(err)
 }
 
 // settled reports whether there is nothing that a sync would make durable. A disk that

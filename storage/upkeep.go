@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"syscall"
 	"time"
 
 	"sheepdog/storage/object"
@@ -63,7 +62,7 @@ func (u *upkeep) stall(r *object.Request) {
 	u.mu.Lock()
 	if u.closed {
 		u.mu.Unlock()
-		r.Complete(object.ErrClosed)
+		u.d.refuse(r, u.d.closing())
 		return
 	}
 	u.stalled.push(r)
@@ -86,7 +85,7 @@ func (u *upkeep) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-u.d.stop:
-		return object.ErrClosed
+		return u.d.closing()
 	}
 }
 
@@ -165,7 +164,7 @@ func (u *upkeep) release(err error) {
 		return
 	}
 	for r := q.pop(); r != nil; r = q.pop() {
-		r.Complete(err)
+		u.d.refuse(r, err)
 	}
 }
 
@@ -174,7 +173,7 @@ func (u *upkeep) close() {
 	u.mu.Lock()
 	u.closed = true
 	u.mu.Unlock()
-	u.release(object.ErrClosed)
+	u.release(u.d.closing())
 }
 
 func (u *upkeep) due() bool {
@@ -206,13 +205,15 @@ func (u *upkeep) due() bool {
 func (u *upkeep) prepareSegments() {
 	for {
 		for u.d.failed() == nil && u.d.log.NeedSegment() {
-			if err := u.d.log.Prepare(); err != nil {
-				if !errors.Is(err, syscall.ENOSPC) {
-					u.d.explain(err)
-				}
+			made, err := u.d.log.Prepare()
+			if err != nil {
+				u.d.explain(err)
 				break
 			}
-			u.wake()
+			u.wake() // who waits goes on, or a checkpoint makes room
+			if !made {
+				break
+			}
 		}
 		if err := u.d.log.StartWriteback(); err != nil && u.d.failed() == nil {
 			u.d.explain(err)

@@ -59,7 +59,7 @@ func (d *drive) writeLog(r *object.Request) {
 	first, end := blockRange(r.Off, r.Len)
 	o, err := d.lock(r.Key())
 	if err != nil {
-		r.Complete(d.explain(err))
+		d.settle(r, err)
 		return
 	}
 	if o.exists {
@@ -92,6 +92,9 @@ func (d *drive) proceed(r *object.Request, err error) {
 func (d *drive) logHeld(o *obj, r *object.Request, nowait bool) error {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
+	if o.held {
+		return errHeld
+	}
 	if o.exists && o.shift != r.SizeShift {
 		return errShift
 	}
@@ -111,18 +114,22 @@ func (d *drive) logHeld(o *obj, r *object.Request, nowait bool) error {
 			return err
 		}
 	}
-	if err := d.appendWrite(o, s, r.Version, first, payload, r); err != nil {
+	if err := d.appendWrite(o, s, r.Version, first, payload, given(r), r); err != nil {
 		d.space.give(taken)
 		return err
 	}
+	d.space.log(taken, o.over.get(first).pos.Segment())
 	return nil
 }
 
 // claim accounts for the space that writing [first, end) will take, and creates the
-// object if it does not exist. It fails before anything is changed.
+// object if it does not exist. It fails before anything is changed. What it returns is for claimed
+// or unclaim, or the account's, when the write was done or was not.
 func (d *drive) claim(o *obj, r *object.Request, first, end uint32) (taken int64, err error) {
+	created := int64(0)
 	if !o.exists {
-		taken = overheadBytes(r.SizeShift) + int64(end-first)*blockSize
+		created = d.creationBytes(r.Key().Group, r.SizeShift)
+		taken = created + int64(end-first)*blockSize
 	} else {
 		for b := first; b < end; b++ {
 			sum, ok := o.sum(b)
@@ -145,8 +152,39 @@ func (d *drive) claim(o *obj, r *object.Request, first, end uint32) (taken int64
 			d.space.give(taken)
 			return 0, err
 		}
+		d.space.log(created, o.createPos.Segment())
 	}
-	return taken, nil
+	return taken - created, nil
+}
+
+// claimed keeps a claim for the records that were made since.
+func (d *drive) claimed(taken int64) {
+	if taken > 0 {
+		d.space.log(taken, d.log.Segment())
+	}
+}
+
+// unclaim gives back a claim of which not all, or nothing, came about. The object's lock is held.
+func (d *drive) unclaim(o *obj, taken int64, first, end uint32) {
+	left := int64(0)
+	for b := first; b < end && left < taken; b++ {
+		if sum, ok := o.sum(b); ok && sum == 0 {
+			left += blockSize
+		}
+	}
+	d.space.give(left)
+	d.claimed(taken - left)
+}
+
+// creationBytes is what a new object takes beside its content.
+func (d *drive) creationBytes(g object.Group, shift uint8) int64 {
+	n := overheadBytes(shift)
+	d.groupMu.Lock()
+	defer d.groupMu.Unlock()
+	if !d.groups[g] {
+		n += blockSize
+	}
+	return n
 }
 
 // create records that the object exists from now on. Its lock is held.
@@ -161,6 +199,7 @@ func (d *drive) create(o *obj, shift uint8, v object.Version, generation uint64,
 	o.exists, o.shift, o.generation, o.version = true, shift, generation, v
 	o.createPos, o.complete, o.fresh, o.hasFile = pos, flags&wal.FlagComplete != 0, true, false
 	o.pages = make([]*sumPage, pagesOf(shift))
+	o.changed()
 	d.count.objects.Add(1)
 	return nil
 }
@@ -207,12 +246,21 @@ func (d *drive) fetchBlock(o *obj, s *scratch, r *object.Request, b uint32, dst 
 	return s.plan.execute(d, o, o.file, b, dst, nowait)
 }
 
-// appendWrite logs whole blocks from first on and makes them pending.
-func (d *drive) appendWrite(o *obj, s *scratch, v object.Version, first uint32, payload []byte, r *object.Request) error {
+// given are the checksums of a write's blocks that came with it; nil: none did.
+func given(r *object.Request) []uint64 {
+	if aligned(r.Off, r.Len) && uint64(len(r.Sums))*blockSize == uint64(r.Len) {
+		return r.Sums
+	}
+	return nil
+}
+
+// appendWrite logs whole blocks from first on and makes them pending. sums are their checksums, if somebody has made them.
+func (d *drive) appendWrite(o *obj, s *scratch, v object.Version, first uint32, payload []byte, sums []uint64, r *object.Request) error {
 	n := uint32(len(payload) / blockSize)
-	s.sums = s.sums[:0]
-	for i := range n {
-		s.sums = append(s.sums, wal.Sum(payload[i*blockSize:][:blockSize]))
+	if sums == nil {
+		s.sums = object.AppendSums(s.sums[:0], payload)
+	} else {
+		s.sums = append(s.sums[:0], sums...) // the request may be completed, and they be another's, once it is in the log
 	}
 	s.rec = wal.Record{
 		Type: wal.Write, SizeShift: o.shift, Key: o.key, Version: v, Generation: o.generation,
@@ -227,6 +275,7 @@ func (d *drive) appendWrite(o *obj, s *scratch, v object.Version, first uint32, 
 		o.over.set(first+uint32(i), entry{pos: pos + wal.Pos(i)*blockSize, sum: sum}, o.blocks())
 	}
 	o.raise(v)
+	o.changed()
 	d.healed(o, first, first+n)
 	return nil
 }
@@ -248,9 +297,10 @@ func (d *drive) zeroHeld(o *obj, s *scratch, r *object.Request, nowait bool) (er
 		}
 	}
 	if err := z.run(); err != nil {
-		d.space.give(taken)
+		d.unclaim(o, taken, first, end)
 		return err
 	}
+	d.claimed(taken)
 	d.log.Attach(r)
 	return nil
 }
@@ -300,7 +350,7 @@ func (z *zeroing) edge(off, n uint32) error {
 		return err
 	}
 	clear(buf[off%blockSize:][:n])
-	return z.d.appendWrite(z.o, z.s, z.r.Version, b, buf, nil)
+	return z.d.appendWrite(z.o, z.s, z.r.Version, b, buf, nil, nil)
 }
 
 // whole turns [first, end) into holes or zeros. What is a hole already stays one
@@ -360,6 +410,7 @@ func (z *zeroing) log(b, n uint32) error {
 		o.over.set(b+i, e, o.blocks())
 	}
 	o.raise(z.r.Version)
+	o.changed()
 	z.d.healed(o, b, b+n)
 	return nil
 }

@@ -32,10 +32,10 @@ func (s *Service) delete(ctx context.Context, name, tag string) error {
 		return err
 	}
 	defer s.release(c)
-	if err := c.lock(ctx); err != nil {
+	if err := c.admin.LockWithin(ctx); err != nil {
 		return err
 	}
-	defer c.unlock()
+	defer c.admin.Unlock()
 	v, err := s.beginDelete(c)
 	if err != nil {
 		return err

@@ -272,7 +272,10 @@ func (k *checker) leftovers(ctx context.Context, list []catalog.VDI) error {
 		if left {
 			p := k.problemAt(mine[id.VID()], id)
 			p.Kind, p.Repaired = ProblemLeftover, k.repair
-			p.Text = fmt.Sprintf("no map names object %s: a crash left it; the next sweep removes it, or check with --repair", id)
+			p.Text = fmt.Sprintf("no map named object %s: a write left it that a crash or a snapshot cut off; it was removed", id)
+			if !k.repair {
+				p.Text = fmt.Sprintf("no map names object %s: a write left it that a crash or a snapshot cut off; it only takes space, until the next sweep or a check with --repair removes it", id)
+			}
 			k.add(p)
 		}
 	}

@@ -1,7 +1,6 @@
 package vdi
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -28,8 +27,8 @@ type core struct {
 	changes atomic.Uint64 // of entries by this node: see Volume.MapVersion
 
 	// admin is held by who changes the volume as a whole: snapshot, rollback, resize,
-	// ownership, settling. It is a lock that waiting for can be given up.
-	admin chan struct{}
+	// ownership, settling.
+	admin longLock
 
 	tenure atomic.Int64  // for how long ownership is asked for, a time.Duration
 	held   bool          // others are kept away until the call that has admin is over; guarded by admin
@@ -79,7 +78,7 @@ const (
 func newCore(s *Service, v catalog.VDI) *core {
 	c := &core{
 		s: s, name: v.Name, tag: tagOf(v), snapshot: v.Snapshot, policy: v.Policy, shift: v.SizeShift, family: v.Family,
-		admin: make(chan struct{}, 1), handles: map[*Volume]struct{}{},
+		handles: map[*Volume]struct{}{},
 	}
 	c.tenure.Store(int64(minTenure))
 	c.gate.init()
@@ -105,23 +104,6 @@ func (c *core) title() string {
 }
 
 func (c *core) objectSize() int64 { return 1 << c.shift }
-
-// lock takes the right to change the volume as a whole.
-func (c *core) lock(ctx context.Context) error {
-	select {
-	case c.admin <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case c.admin <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (c *core) unlock() { <-c.admin }
 
 // noteUncertain is for who loaded a page of m, perhaps a reader who has been overtaken: what
 // it found is nothing that the book of another map should know.

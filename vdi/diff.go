@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/zeebo/xxh3"
-
 	"sheepdog/storage/object"
 )
 
@@ -159,7 +157,7 @@ func (m *merger[E]) flush() {
 
 // zeroSum is the checksum of a block of zeros that was written, which is no other
 // content than a hole.
-var zeroSum = max(1, xxh3.Hash(make([]byte, object.BlockSize)))
+var zeroSum = object.Sum(make([]byte, object.BlockSize))
 
 // compare calls fn with consecutive extents of [off, off+n) of c, each changed or not in
 // comparison with from, nil for nothing, and zero or not in c.

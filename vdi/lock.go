@@ -1,28 +1,38 @@
 package vdi
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
-// longLock is a mutex that is held while something is waited for. In a simulation, who waits for
-// one counts as waiting, which who waits for a sync.Mutex does not.
+// longLock is a mutex that is held while something is waited for; so waiting for it can be given up.
+// In a simulation, who waits for one counts as waiting, which who waits for a sync.Mutex does not.
 type longLock struct {
-	mu    sync.Mutex
-	freed sync.Cond
-	held  bool
+	once sync.Once
+	held chan struct{} // has a value while somebody has the lock
 }
 
-func (l *longLock) Lock() {
-	l.mu.Lock()
-	l.freed.L = &l.mu
-	for l.held {
-		l.freed.Wait()
+func (l *longLock) made() chan struct{} {
+	l.once.Do(func() { l.held = make(chan struct{}, 1) })
+	return l.held
+}
+
+func (l *longLock) Lock() { l.made() <- struct{}{} }
+
+// LockWithin is Lock, but fails with ctx's error if it would have to wait for longer than that.
+func (l *longLock) LockWithin(ctx context.Context) error {
+	held := l.made()
+	select {
+	case held <- struct{}{}:
+		return nil
+	default:
 	}
-	l.held = true
-	l.mu.Unlock()
+	select {
+	case held <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
-func (l *longLock) Unlock() {
-	l.mu.Lock()
-	l.held = false
-	l.freed.Signal()
-	l.mu.Unlock()
-}
+func (l *longLock) Unlock() { <-l.held }

@@ -82,25 +82,37 @@ func (s *Service) live(vid object.VID) (catalog.VDI, error) {
 	return catalog.VDI{}, fmt.Errorf("there is no VDI %s: %w", vid, ErrNotFound)
 }
 
-// FamilyOf tells to which family a vid belongs, also of deleted ones whose objects are still
-// there. It fails with ErrNotFound.
+// FamilyOf tells to which family a vid belongs, also of deleted ones as long as there are objects
+// of them, or a VDI goes on from them. It fails with ErrNotFound.
 func (s *Service) FamilyOf(vid object.VID) (uint64, error) {
-	v, ok := s.cfg.Catalog.Get(vid)
-	if !ok {
-		return 0, fmt.Errorf("there is no VDI %s: %w", vid, ErrNotFound)
+	if v, ok := s.cfg.Catalog.Get(vid); ok {
+		return v.Family, nil
 	}
-	return v.Family, nil
+	if o, ok := s.cfg.Catalog.Freed(vid); ok {
+		return o.Family, nil
+	}
+	return 0, fmt.Errorf("there is no VDI %s: %w", vid, ErrNotFound)
 }
 
 // Successor is the working VDI that has come in the place of a vid, by a snapshot or a
-// rollback. It fails with ErrNotFound.
+// rollback, also if the snapshot is deleted by now and has left nothing. Another VDI of the same name, made when that one
+// was deleted, is none. It fails with ErrNotFound.
 func (s *Service) Successor(vid object.VID) (Header, error) {
-	if v, ok := s.cfg.Catalog.Get(vid); ok && v.State != catalog.Reserved {
-		if w, err := s.cfg.Catalog.Find(v.Name, ""); err == nil && w.Family == v.Family {
+	o, ok := s.origin(vid)
+	if ok {
+		if w, err := s.cfg.Catalog.Find(o.Name, ""); err == nil && w.Origin() == o {
 			return s.header(w), nil
 		}
 	}
 	return Header{}, fmt.Errorf("there is no VDI %s, and none in its place: %w", vid, ErrNotFound)
+}
+
+// origin is what a vid is or was; false if that is no VDI, or is not known any more.
+func (s *Service) origin(vid object.VID) (catalog.Origin, bool) {
+	if v, ok := s.cfg.Catalog.Get(vid); ok {
+		return v.Origin(), v.State != catalog.Reserved
+	}
+	return s.cfg.Catalog.Freed(vid)
 }
 
 // InUse reports whether a vid's bit is set by Bitmap.

@@ -124,7 +124,7 @@ func TestReadMap(t *testing.T) {
 // States of machines are written under the working vid, stay with the snapshot that it becomes, and go with it.
 func TestVMState(t *testing.T) {
 	w := vditest.NewWorld(t)
-	s := w.Start()
+	s := w.Service() // which does not run: a sweep passes over what somebody else is collecting just now
 	v := create(t, s, "vm", 4<<20)
 	vid := v.VID()
 	state := bytes.Repeat([]byte("state"), 700_000)
@@ -250,4 +250,69 @@ func TestNativeGateways(t *testing.T) {
 			t.Errorf("write for the old vid through gateway %d: %v", i, err)
 		}
 	}
+}
+
+// What a vid was is known when it was freed, as long as the VDI that goes on from it is there: that is its successor, by whatever
+// snapshots and rollbacks. Others are not, though they have its name: one that is made anew, or as a clone of the same family.
+func TestSuccessorOfFreed(t *testing.T) {
+	s := vditest.New(t)
+	first := create(t, s, "vm", 4<<20)
+	vid := first.VID()
+	is := func(vid object.VID) {
+		t.Helper()
+		now := must[vdi.Header](t)(s.FindHeader("vm", "", 0))
+		if h, err := s.Successor(vid); err != nil || h.VID != now.VID {
+			t.Errorf("the successor of %s is %s, want %s: %v", vid, h.VID, now.VID, err)
+		}
+		if f, err := s.FamilyOf(vid); err != nil || f != now.Family {
+			t.Errorf("%s is of family %d, want %d: %v", vid, f, now.Family, err)
+		}
+	}
+	none := func(vid object.VID) {
+		t.Helper()
+		if h, err := s.Successor(vid); !errors.Is(err, vdi.ErrNotFound) {
+			t.Errorf("the successor of %s is %s of %q: %v", vid, h.VID, h.Name, err)
+		}
+	}
+	free := func(tag string) {
+		t.Helper()
+		if err := errors.Join(s.Delete(ctx, "vm", tag), s.Collect(ctx)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	isFree := func(vid object.VID) {
+		t.Helper()
+		if !s.InUse(vid) {
+			t.Fatalf("%s may be used by others", vid)
+		}
+		if _, err := s.HeaderOf(vid); !errors.Is(err, vdi.ErrNotFound) {
+			t.Fatalf("it is there still: %v", err)
+		}
+	}
+	must[vdi.Info](t)(s.Snapshot(ctx, "vm", "one"))
+	second := must[vdi.Header](t)(s.FindHeader("vm", "", 0)).VID
+	must[vdi.Info](t)(s.Snapshot(ctx, "vm", "two"))
+	free("one")
+	isFree(vid)
+	is(vid)
+	must[vdi.Info](t)(s.Rollback(ctx, "vm", "two"))
+	is(vid)
+	is(second)
+	must[vdi.Info](t)(s.Clone(ctx, "vm", "two", "clone"))
+	must[vdi.Info](t)(s.Snapshot(ctx, "clone", "three"))
+	first.Close()
+
+	free("")
+	none(vid)
+	must[vdi.Info](t)(s.Clone(ctx, "clone", "three", "vm"))
+	none(vid)
+	none(second) // a snapshot
+	free("")
+	create(t, s, "vm", 4<<20).Close()
+	none(vid)
+	none(second)
+	free("")
+	must[vdi.Info](t)(s.Rollback(ctx, "vm", "two"))
+	is(vid) // it is back
+	is(second)
 }

@@ -39,20 +39,20 @@ func (c *core) own(ctx context.Context) error {
 	if c.mapping.Load().generation.Load() != 0 {
 		return nil
 	}
-	if err := c.lock(ctx); err != nil {
+	if err := c.admin.LockWithin(ctx); err != nil {
 		return err
 	}
-	defer c.unlock()
+	defer c.admin.Unlock()
 	return c.ownLocked(ctx, time.Duration(c.tenure.Load()))
 }
 
 // asOwner calls fn with admin held and this node the owner. If another node takes the
 // VDI meanwhile fn is called again, with others kept away.
 func (c *core) asOwner(ctx context.Context, fn func() error) error {
-	if err := c.lock(ctx); err != nil {
+	if err := c.admin.LockWithin(ctx); err != nil {
 		return err
 	}
-	defer c.unlock()
+	defer c.admin.Unlock()
 	defer c.letGo(ctx)
 	var err error
 	for n := range adminAttempts {

@@ -17,10 +17,10 @@ func (c *core) tidy(ctx context.Context, all bool) error {
 	if c.snapshot || c.mapping.Load().generation.Load() == 0 {
 		return nil
 	}
-	if err := c.lock(ctx); err != nil {
+	if err := c.admin.LockWithin(ctx); err != nil {
 		return err
 	}
-	defer c.unlock()
+	defer c.admin.Unlock()
 	m := c.mapping.Load()
 	if m.generation.Load() == 0 {
 		return nil

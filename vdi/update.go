@@ -34,10 +34,10 @@ func (v *Volume) Update(ctx context.Context, off, n int64, f Flags, fn func(p []
 	own := c.own
 	if off>>c.shift != (off+n-1)>>c.shift {
 		// A hand-over between two objects would leave half of it.
-		if err := c.lock(ctx); err != nil {
+		if err := c.admin.LockWithin(ctx); err != nil {
 			return explain(err, "update %s", c.title())
 		}
-		defer c.unlock()
+		defer c.admin.Unlock()
 		defer c.letGo(ctx)
 		own = func(ctx context.Context) error { return c.ownLocked(ctx, adminHold) }
 	}

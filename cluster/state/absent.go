@@ -10,7 +10,10 @@ import (
 // missing. Where it is the last member it stays that, and the partition is absent; who
 // waited for it has all that was flushed, and takes over. With the disk back, it is there
 // again.
+// A disk that it says is missing and was emptied before, which it may not have known yet, is not
+// missed.
 func (v *View) miss(id NodeID, c *Announce) {
+	partial := c.Partial && len(v.Node(id).Missing) > 0
 	held := make(map[object.Group]bool, len(c.Held))
 	for _, g := range c.Held {
 		held[g] = true
@@ -18,7 +21,7 @@ func (v *View) miss(id NodeID, c *Announce) {
 	for pos := range v.Policies {
 		v.change(pos, func(i int, p Partition) (Partition, bool) {
 			g := object.Group{Policy: v.Policies[pos].ID, Partition: object.Partition(i)}
-			switch there := !c.Partial || held[g]; {
+			switch there := !partial || held[g]; {
 			case there && p.Absent && p.ISR[0] == id:
 				p.Absent = false
 				return p, true

@@ -126,6 +126,9 @@ type SetDisks struct {
 	Node        NodeID `json:"node"`
 	Incarnation uint64 `json:"incarnation"`
 	Disks       []Disk `json:"disks"`
+	// Emptied are ids of disks that are taken out, on which the node has nothing any more:
+	// nothing is waited for from them.
+	Emptied []string `json:"emptied,omitempty"`
 }
 
 // Drain says that a node shall hold nothing, or that it shall again.

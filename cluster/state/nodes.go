@@ -191,7 +191,8 @@ func (v *View) setDisks(c *SetDisks) error {
 		return err
 	}
 	changed := *n
-	changed.Missing, changed.Disks = n.lacks(c.Disks), slices.Clone(c.Disks)
+	emptied := func(id string) bool { return slices.Contains(c.Emptied, id) }
+	changed.Missing, changed.Disks = slices.DeleteFunc(n.lacks(c.Disks), emptied), slices.Clone(c.Disks)
 	v.reshape()
 	v.putNode(&changed)
 	return nil

@@ -1,16 +1,21 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"sheepdog/frontends/admin/admintest"
 	"sheepdog/frontends/admin/api"
+	"sheepdog/storage/object"
+	"sheepdog/vdi/vditest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -29,7 +34,8 @@ var changing = []struct {
 
 // Each golden file is a session with a fresh sheep: lines "$ dog …" and what comes of them,
 // on both outputs, and the status if it is not 0. "$ write NAME OFF BYTES" writes content,
-// "$ reset" unformats the sheep, "$ flock" makes it one of four, "$ trouble" breaks its disk, "$ client" connects somebody.
+// "$ reset" unformats the sheep, "$ flock" makes it one of four, "$ trouble" breaks its disk, "$ client" connects somebody,
+// "$ leftover NAME INDEX" makes an object of a VDI that its map does not name.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/golden/*.txt")
 	if err != nil || len(files) == 0 {
@@ -94,6 +100,14 @@ func golden(t *testing.T, r *rig, line string) string {
 		}
 		x := r.dogWith(content(1, int(n)), "vdi", "write", words[1], words[2])
 		return x.out + x.err
+	case "leftover":
+		info, err := r.volumes.Info(context.Background(), words[1], "")
+		index, err2 := strconv.ParseUint(words[2], 10, 32)
+		if err := errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+		r.world.Objects.Put(vditest.Policy, object.DataID(info.VID, uint32(index)), 22, 0, []byte("x"))
+		return ""
 	case "reset":
 		r.sheep.Lock()
 		defer r.sheep.Unlock()

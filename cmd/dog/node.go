@@ -68,6 +68,7 @@ var diskGrid = grid[api.Disk]{
 	{head: "Use%", right: true, cell: func(d api.Disk) string { return strconv.Itoa(percent(d.UsedBytes, d.TotalBytes)) + "%" }, raw: "use_percent",
 		value: func(d api.Disk) any { return percent(d.UsedBytes, d.TotalBytes) }},
 	{head: "Objects", right: true, cell: func(d api.Disk) string { return strconv.FormatInt(d.Objects, 10) }, raw: "objects", value: func(d api.Disk) any { return d.Objects }},
+	{head: "Partitions", right: true, cell: partitions},
 	{head: "Log", right: true, cell: func(d api.Disk) string { return human(d.LogBytes) }, raw: "log", value: func(d api.Disk) any { return d.LogBytes }},
 	{head: "Scrub", right: true, cell: scrub, raw: "scrub_done", value: func(d api.Disk) any { return fmt.Sprintf("%.4f", d.Scrub.Done) }},
 	{raw: "scrub_last", value: func(d api.Disk) any { return d.Scrub.LastEnd }},
@@ -75,6 +76,21 @@ var diskGrid = grid[api.Disk]{
 	{head: "Errors", right: true, cell: func(d api.Disk) string { return strconv.FormatUint(errorsOf(d), 10) }, raw: "errors", value: func(d api.Disk) any { return errorsOf(d) }},
 	{raw: "node", value: func(d api.Disk) any { return d.Node }},
 	{raw: "weight", value: func(d api.Disk) any { return d.Weight }},
+	{raw: "partitions", value: func(d api.Disk) any { return d.Partitions }},
+	{raw: "to_come", value: func(d api.Disk) any { return d.Moves.ToCome }},
+	{raw: "to_go", value: func(d api.Disk) any { return d.Moves.ToGo }},
+}
+
+// partitions of a disk, and those that are still to be moved to or from it.
+func partitions(d api.Disk) string {
+	text := strconv.Itoa(d.Partitions)
+	if d.Moves.ToCome > 0 {
+		text += fmt.Sprintf(", %d to come", d.Moves.ToCome)
+	}
+	if d.Moves.ToGo > 0 {
+		text += fmt.Sprintf(", %d to go", d.Moves.ToGo)
+	}
+	return text
 }
 
 // nodeColumn is shown where things of several nodes are.
@@ -179,7 +195,7 @@ func (a *app) diskInfo() *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use: "info", Short: "Show the disks of a node, or of all",
-		Long: "Show the disks of a node, or of all, and which objects on them are known to be corrupt. Weight\nis a disk's share of the data, in MiB unless somebody chose otherwise.\n\n" + diskGrid.rawHelp(), Args: exactly(0),
+		Long: "Show the disks of a node, or of all, and which objects on them are known to be corrupt. Weight\nis a disk's share of the data, in MiB unless somebody chose otherwise. Partitions go to a disk that was added\nuntil it has its share, and from one that is taken out, in the background.\n\n" + diskGrid.rawHelp(), Args: exactly(0),
 		RunE: func(*cobra.Command, []string) error {
 			if all && node != "" {
 				return usagef("--all and --node exclude each other")
@@ -214,6 +230,9 @@ func diskTroubles(list []api.Disk) string {
 	for _, d := range list {
 		if d.State != api.DiskOK && d.Reason != "" {
 			fmt.Fprintf(&b, "%s is %s: %s\n", printable(d.Path), d.State, printable(d.Reason))
+		}
+		if d.Moves.Waiting != "" {
+			fmt.Fprintf(&b, "%s: partitions wait to be moved: %s\n", printable(d.Path), printable(d.Moves.Waiting))
 		}
 		for _, o := range d.Corrupt {
 			fmt.Fprintf(&b, "%s: object %s is corrupt in blocks %s\n", printable(d.Path), o.Object, numbers(o.Blocks))

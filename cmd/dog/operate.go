@@ -194,7 +194,7 @@ func (a *app) diskPlug() *cobra.Command {
 	var empty bool
 	c := &cobra.Command{
 		Use: "plug DIR", Short: "Add a disk to a node while it runs",
-		Long: "Add a disk, which is an empty directory on the node. The node then gets its share of the data.\nAdd the directory to node.disks of the node's configuration, too. With --empty the directory may be\na disk of this node that was away while others made anew what it held: that is old, and is removed first. It is\nrefused while the missing disk may hold what nobody else has.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
+		Long: "Add a disk, which is an empty directory on the node. The node then gets its share of the data,\nand the disk takes its share of what the node's other disks have, in the background: see \"dog node md info\".\nAdd the directory to node.disks of the node's configuration, too. With --empty the directory may be\na disk of this node that was away while others made anew what it held: that is old, and is removed first. It is\nrefused while the missing disk may hold what nobody else has.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			d, err := a.api.Plug(a.ctx, node, api.DiskRequest{Path: args[0], Empty: empty})
 			if err != nil {
@@ -212,7 +212,7 @@ func (a *app) diskUnplug() *cobra.Command {
 	var node string
 	c := &cobra.Command{
 		Use: "unplug DISK", Short: "Take a disk out of a node while it runs",
-		Long: "Take a disk, named by its directory or its id, out of a node. What it held is made anew from\nother nodes, on the other disks; it is refused while the node alone has some of it. Remove the directory from\nnode.disks of the node's configuration, too.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
+		Long: "Take a disk, named by its directory or its id, out of a node. What it holds goes to the node's other\ndisks. What they have no space for is made anew from other nodes; the disk stays while the node alone has some of\nthat. That takes as long as there is much on the disk: \"dog node md info\" shows how far it is, and the command may be\nrepeated until it succeeds. Remove the directory from node.disks of the node's configuration, too.\n\n" + diskGrid.rawHelp(), Args: exactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			d, err := a.api.Unplug(a.ctx, node, args[0])
 			if err != nil {

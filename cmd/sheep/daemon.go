@@ -45,6 +45,7 @@ type daemon struct {
 	peerListen      net.Listener // nil: the node is alone
 
 	store   *storage.Store // nil for a gateway
+	disksMu sync.Mutex     // whoever tells the cluster of the disks, so that it hears last how they are
 	catalog *catalog.Machine
 	node    *cluster.Node
 	volumes *vdi.Service
@@ -267,13 +268,18 @@ func portOf(address string) int {
 func (d *daemon) weights() []state.Disk {
 	var list []state.Disk
 	for _, s := range d.store.Status().Disks {
-		w := max(1, s.TotalBytes>>20)
-		if s.State == storage.StateFailed {
-			w = 0 // it is still the node's, and gets nothing
-		}
-		list = append(list, state.Disk{ID: s.ID, Path: s.Dir, Weight: w})
+		list = append(list, weigh(s))
 	}
 	return list
+}
+
+// weigh says how much of the data is for a disk.
+func weigh(s storage.DiskStatus) state.Disk {
+	w := max(1, s.TotalBytes>>20)
+	if s.State == storage.StateFailed || s.Retired {
+		w = 0 // it is still the node's, and gets nothing
+	}
+	return state.Disk{ID: s.ID, Path: s.Dir, Weight: w}
 }
 
 func (d *daemon) startVolumes(context.Context) error {
@@ -309,9 +315,9 @@ func (d *daemon) makeFrontends(context.Context) error {
 func (d *daemon) makeNBD() (err error) {
 	c := d.conf.NBD
 	n := nbd.Config{
-		Volumes: &exports{d.volumes, d.catalog}, Logger: d.log, MaxConnections: c.MaxConnections,
-		MemoryLimit: c.Memory, SessionMemory: c.SessionMemory, TLSRequired: c.TLS.Enabled() && !c.TLSOptional,
+		Volumes: &exports{d.volumes, d.catalog}, Logger: d.log, TLSRequired: c.TLS.Enabled() && !c.TLSOptional,
 	}
+	n.MaxConnections, n.MemoryLimit, n.SessionMemory = c.MaxConnections, c.Memory, c.SessionMemory
 	if n.TLS, err = serverTLS("nbd.tls", c.TLS); err != nil {
 		return err
 	}
@@ -324,9 +330,8 @@ func (d *daemon) makeNBD() (err error) {
 
 func (d *daemon) makeNative() (err error) {
 	c := d.conf.Native
-	n := sheepdog.Config{
-		Volumes: &nativeVolumes{d.volumes, d.node}, Logger: d.log, MaxConnections: c.MaxConnections, MemoryLimit: c.Memory, SessionMemory: c.SessionMemory,
-	}
+	n := sheepdog.Config{Volumes: &nativeVolumes{d.volumes, d.node}, Logger: d.log}
+	n.MaxConnections, n.MemoryLimit, n.SessionMemory = c.MaxConnections, c.Memory, c.SessionMemory
 	if n.Allow, err = prefixes("native.allow", c.Allow); err != nil {
 		return err
 	}

@@ -1,17 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"sheepdog/cluster/state"
 	"sheepdog/frontends/admin"
 	"sheepdog/frontends/admin/api"
+	"sheepdog/storage"
 	"sheepdog/storage/disk"
 	"sheepdog/storage/object"
 )
@@ -39,33 +42,40 @@ func (d *daemon) scrub(ctx context.Context, repair bool) error {
 // disksEvery is how often it is looked whether a disk has failed.
 const disksEvery = 2 * time.Second
 
-// watchDisks tells the cluster when disks have failed: they count no more where data is placed.
+// watchDisks tells the cluster when disks have failed, or are to be taken out: they count no more
+// where data is placed.
 func (d *daemon) watchDisks(ctx context.Context) {
 	t := time.NewTicker(disksEvery)
 	defer t.Stop()
-	told := failedOf(d.weights()) // the cluster hears of those at the start
+	told := idleOf(d.weights()) // the cluster hears of those at the start
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
-		w := d.weights()
-		now := failedOf(w)
+		now := idleOf(d.weights())
 		if now == told {
 			continue
 		}
-		if err := d.node.SetDisks(ctx, w); err != nil {
-			d.log.Debug("the cluster could not be told that a disk has failed", "err", err) // soon again
+		if err := d.tellDisks(ctx); err != nil {
+			d.log.Debug("the cluster could not be told that a disk gets no more data", "err", err) // soon again
 			continue
 		}
-		d.log.Info("disks that have failed get no more data", "disks", now)
+		d.log.Info("disks that have failed, or are to be taken out, get no more data", "disks", now)
 		told = now
 	}
 }
 
-// failedOf names the disks that count for nothing.
-func failedOf(disks []state.Disk) string {
+// tellDisks tells the cluster which disks the store has, as it is now.
+func (d *daemon) tellDisks(ctx context.Context) error {
+	d.disksMu.Lock()
+	defer d.disksMu.Unlock()
+	return d.node.SetDisks(ctx, d.weights())
+}
+
+// idleOf names the disks that count for nothing.
+func idleOf(disks []state.Disk) string {
 	var ids []string
 	for _, s := range disks {
 		if s.Weight == 0 {
@@ -104,19 +114,22 @@ func (p plugs) Plug(ctx context.Context, path string, empty bool) (api.Disk, err
 	if empty {
 		plug = p.store.Reuse
 	}
-	s, err := plug(fsys)
+	p.disksMu.Lock()
+	defer p.disksMu.Unlock()
+	s, err := plug(fsys, func(s storage.DiskStatus) error {
+		if err := p.node.SetDisks(ctx, append(p.weights(), weigh(s))); err != nil {
+			return fmt.Errorf("the cluster was not told: %w", operation(err))
+		}
+		return nil
+	})
 	if err != nil {
 		return api.Disk{}, err
 	}
-	d := describeDisk(s)
-	if err := p.node.SetDisks(ctx, p.weights()); err != nil {
-		return d, fmt.Errorf("disk %s is in use, but the cluster does not know of it yet and gives the node no more data: add it to node.disks, which tells it at the next start: %w", path, operation(err))
-	}
-	return d, nil
+	return describeDisk(s), nil
 }
 
-// Unplug implements admin.Plugs. The disk works until other nodes have what it has, or this
-// one has it on another disk; nothing that only this node has is put at risk.
+// Unplug implements admin.Plugs. The disk works until this node has what is on it on another disk or, where
+// there is no space for that, other nodes have it; nothing that only this node has is put at risk.
 func (p plugs) Unplug(ctx context.Context, name string) (api.Disk, error) {
 	disk, err := p.diskNamed(name)
 	if err != nil {
@@ -128,28 +141,21 @@ func (p plugs) Unplug(ctx context.Context, name string) (api.Disk, error) {
 			Hint: "stop the node, move that directory, set node.state_dir to its new place, and start the node again",
 		}
 	}
-	held, err := p.store.Held(disk.ID)
-	if err != nil {
+	if err := p.store.Retire(disk.ID); err != nil {
 		return disk, err
 	}
-	if n := p.node.OnlyHere(held); n > 0 {
-		return disk, &api.Error{
-			Kind: api.KindBusy, Message: fmt.Sprintf("take out disk %s: this node alone has %d of the partitions on it", disk.Path, n),
-			Hint: `wait until others have them, see "dog node recovery", or drain the node, stop it, take the disk out of node.disks, and start it again`,
-		}
-	}
-	if err := p.store.Retire(disk.ID, true); err != nil {
+	if err := p.empty(ctx, disk); err != nil {
 		return disk, err
 	}
-	if err := p.emptied(ctx, disk.ID); err != nil {
-		return disk, errors.Join(&api.Error{Kind: api.KindBusy, Message: fmt.Sprintf("take out disk %s: the node still counts as one that has what is on it: %v", disk.Path, err), Hint: "try again"},
-			p.store.Retire(disk.ID, false))
+	// The cluster first: a node that starts without a disk that the cluster does not know to be empty may have lost something.
+	p.disksMu.Lock()
+	defer p.disksMu.Unlock()
+	others := slices.DeleteFunc(p.weights(), func(s state.Disk) bool { return s.ID == disk.ID })
+	if err := p.node.SetDisks(ctx, others, disk.ID); err != nil {
+		return disk, fmt.Errorf("disk %s has nothing any more, but the cluster does not know that yet: try again before it is taken out: %w", disk.Path, operation(err))
 	}
 	if err := p.store.Unplug(disk.ID); err != nil {
 		p.log.Warn("a disk that was taken out could not be closed properly", "disk", disk.Path, "err", err)
-	}
-	if err := p.node.SetDisks(ctx, p.weights()); err != nil {
-		return disk, fmt.Errorf("disk %s is out, but the cluster does not know that yet: take it out of node.disks, which tells it at the next start: %w", disk.Path, operation(err))
 	}
 	return disk, nil
 }
@@ -164,27 +170,47 @@ func (p plugs) diskNamed(name string) (api.Disk, error) {
 }
 
 const (
-	// emptiedTimeout bounds how long a disk waits for others to have what is on it.
+	// emptiedTimeout bounds how long who takes out a disk waits for that: it goes on without him.
 	emptiedTimeout = 40 * time.Second
 	emptiedEvery   = 100 * time.Millisecond
 )
 
-// emptied waits until this node counts as having nothing of what lives on a disk.
-func (p plugs) emptied(ctx context.Context, id string) error {
+// empty waits until nothing lives on a disk any more. What cannot go to the node's other disks has to come from other nodes.
+func (p plugs) empty(ctx context.Context, disk api.Disk) error {
 	ctx, cancel := context.WithTimeout(ctx, emptiedTimeout)
 	defer cancel()
-	for {
-		held, err := p.store.Held(id)
+	for released := false; ; {
+		held, err := p.store.Held(disk.ID)
 		if err != nil {
 			return err
 		}
-		n := p.node.Holding(held)
+		n := p.node.Exist(held)
 		if n == 0 {
 			return nil
 		}
+		now, err := p.diskNamed(disk.ID)
+		if err != nil {
+			return err
+		}
+		if why := cmp.Or(now.Moves.Waiting, now.Reason); why != "" && !released {
+			if only := p.node.OnlyHere(held); only > 0 {
+				return &api.Error{
+					Kind: api.KindBusy, Message: fmt.Sprintf("take out disk %s: this node alone has %d of the partitions on it, and they cannot go to its other disks: %s", disk.Path, only, why),
+					Hint: `make space, or add a disk with "dog node md plug", or wait until other nodes have them, see "dog node recovery"; then try again`,
+				}
+			}
+			if err := p.store.Release(disk.ID); err != nil {
+				return err
+			}
+			released = true
+			p.log.Warn("what is on a disk that is taken out has to come from other nodes", "disk", disk.Path, "partitions", n, "reason", why)
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d partitions: %w", n, ctx.Err())
+			return &api.Error{
+				Kind: api.KindBusy, Message: fmt.Sprintf("take out disk %s: %d partitions are still on it", disk.Path, n),
+				Hint: `they leave it in the background, and nothing more comes to it: see "dog node md info", and try again`,
+			}
 		case <-time.After(emptiedEvery):
 		}
 	}

@@ -128,9 +128,9 @@ func (d *daemon) makeISCSI() (err error) {
 	n := iscsi.Config{
 		Volumes: &disks{d.volumes, d.catalog, d.node, d.conf.Node.Name}, Logger: d.log, Prefix: c.Prefix, Node: d.conf.Node.Name,
 		Portals: d.portals, Targets: d.targets(), Secrets: chapSecrets(c.Secrets), Initiators: c.Initiators, BlockShift: uint8(bits.Len(uint(c.BlockSize)) - 1), SmallPhysical: c.PhysicalBlock < 4096,
-		MaxConnections: c.MaxConnections, MemoryLimit: c.Memory, SessionMemory: c.SessionMemory,
 		Chap: iscsi.Chap{User: c.Chap.User, OurUser: c.Chap.MutualUser},
 	}
+	n.MaxConnections, n.MemoryLimit, n.SessionMemory = c.MaxConnections, c.Memory, c.SessionMemory
 	if n.Chap.Secret, err = readChapSecret("iscsi.chap.secret_file", c.Chap.SecretFile); err != nil {
 		return err
 	}

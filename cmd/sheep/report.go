@@ -30,6 +30,7 @@ func describeDisk(s storage.DiskStatus) api.Disk {
 		ID: s.ID, Path: s.Dir, State: string(s.State), Reason: s.Error,
 		TotalBytes: int64(s.TotalBytes), UsedBytes: int64(s.UsedBytes), FreeBytes: int64(s.FreeBytes),
 		Objects: s.Objects, LogBytes: s.LogBytes, LogLimit: s.LogLimitBytes,
+		Partitions: s.Partitions, Moves: api.Moves{ToCome: s.PartitionsToCome, ToGo: s.PartitionsToGo, Bytes: s.MovedBytes, Waiting: s.MoveBlocked},
 		Scrub:  api.Scrub{Running: s.ScrubProgress > 0, Done: s.ScrubProgress},
 		Errors: map[string]uint64{"corrupt": s.CorruptEvents, "io": uint64(s.IOErrors)},
 	}

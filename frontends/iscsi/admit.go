@@ -106,7 +106,7 @@ func (s *Server) Logout(which func(SessionInfo) bool) int {
 		}
 		n++
 		c.askLogout(s.cfg.LogoutTimeout)
-		time.AfterFunc(s.cfg.LogoutTimeout, func() { c.end(errKicked) }) // harmless to one that has ended
+		time.AfterFunc(s.cfg.LogoutTimeout, func() { c.End(errKicked) }) // harmless to one that has ended
 	})
 	return n
 }

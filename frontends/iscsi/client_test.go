@@ -31,7 +31,8 @@ type harness struct {
 func serve(t *testing.T, change func(*Config)) *harness {
 	t.Helper()
 	st := newStore(map[string]int64{"vm1": 8 << 20, "vm2": 4 << 20})
-	c := Config{Volumes: st, Prefix: prefix, Node: "n1", MemoryLimit: 8 * MaxTransfer, SessionMemory: 2 * MaxTransfer, LogoutTimeout: 50 * time.Millisecond}
+	c := Config{Volumes: st, Prefix: prefix, Node: "n1", LogoutTimeout: 50 * time.Millisecond}
+	c.MemoryLimit, c.SessionMemory = 8*MaxTransfer, 2*MaxTransfer
 	if change != nil {
 		change(&c)
 	}
@@ -58,7 +59,7 @@ func serve(t *testing.T, change func(*Config)) *harness {
 		if n := st.opens.Load(); n != 0 {
 			t.Errorf("%d volumes are still open", n)
 		}
-		if n := s.budget.InUse(); n != 0 {
+		if n := s.Counters().BufferBytes; n != 0 {
 			t.Errorf("%d bytes of buffers are still in use", n)
 		}
 	})

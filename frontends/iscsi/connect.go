@@ -133,11 +133,11 @@ func (c *connection) begin(m *login.Machine, h *pdu.Header, r login.Reply) (*ses
 	s.clients.Enter(c.conn, n)
 	reply := pdu.LoginReply(h, r.Flags, n.tsih, pdu.LoginOK, len(r.Text))
 	if err := c.send(reply, r.Text); err != nil {
-		n.end(err)
+		n.End(err)
 	}
 	n.open()
 	if err := c.conn.SetDeadline(time.Time{}); err != nil {
-		n.end(err)
+		n.End(err)
 	}
 	if s.clients.Context().Err() != nil {
 		n.stream.Stop() // Shutdown's deadline may have been lost with this
@@ -207,7 +207,7 @@ func (c *connection) register(n *session) error {
 
 // undo takes back a session that could not be registered.
 func (c *connection) undo(n *session) {
-	n.stream.Finish(0)
+	n.stream.Finish(0, nil)
 	c.closeAll()
 }
 
@@ -232,7 +232,7 @@ func (s *Server) replace(p login.Params, target string) error {
 		}
 	})
 	for _, c := range old {
-		c.end(errReplaced)
+		c.End(errReplaced)
 		select {
 		case <-c.gone:
 		case <-s.clients.Context().Done():

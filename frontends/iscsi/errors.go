@@ -89,7 +89,6 @@ var (
 	errReplaced   = errors.New("initiator logged in anew")
 	errSilent     = errors.New("initiator does not answer")
 	errReset      = errors.New("target was reset")
-	errStalled    = errors.New("initiator does not read its answers while others wait for memory")
 	errKicked     = errors.New("an operator ended it")
 	errGone       = errors.New("the volume is gone")
 	errLoginEnded = errors.New("login failed")

@@ -160,7 +160,7 @@ func (s *session) relist() {
 	now := s.server.cfg.Volumes.Changes()
 	p, ok := s.server.groupOf(s.group)
 	if !ok {
-		s.end(errGone)
+		s.End(errGone)
 		return
 	}
 	have := s.units()

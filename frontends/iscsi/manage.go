@@ -220,7 +220,7 @@ func (u *unit) dropAll(but *session) {
 	defer u.mu.Unlock()
 	for s := range u.members {
 		if s != but {
-			s.end(errReset)
+			s.End(errReset)
 		}
 	}
 }

@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -47,29 +47,16 @@ type Config struct {
 	Chap Chap
 	// Initiators lists the iSCSI names that may log in; empty: all.
 	Initiators []string
-	// Allow lists who may connect; empty: everybody.
-	Allow []netip.Prefix
+	// Limits.SessionMemory gives the command window of a session too.
+	listen.Limits
 
 	// BlockShift is log2 of a logical block's bytes: 9, the default, or 12.
 	BlockShift uint8
 	// SmallPhysical tells initiators that a physical block is as long as a logical one, for those that take
 	// no disks with longer ones. Writes of less than 4096 bytes are slower nevertheless.
 	SmallPhysical bool
-	// MaxConnections bounds connections, logins included. Default 4096.
-	MaxConnections int
-	// MemoryLimit bounds the buffers of all sessions together, beside 32 KiB that each
-	// always may have. At least 8 * MaxTransfer; default 1 GiB. In bytes.
-	MemoryLimit int64
-	// SessionMemory bounds the buffers of one session, and gives its command window. At least
-	// 2 * MaxTransfer; default 96 MiB. In bytes.
-	SessionMemory int64
 	// LoginTimeout is for a whole login. Default 30 s.
 	LoginTimeout time.Duration
-	// StallTimeout is how long an initiator may leave answers unread, or a write's data
-	// unsent, while other sessions wait for memory. Default 30 s.
-	StallTimeout time.Duration
-	// LingerTimeout is how long answers are still sent to an initiator that has left. Default 10 s.
-	LingerTimeout time.Duration
 	// PingEvery is after how long without a word an initiator is asked whether it is there.
 	// Default 30 s.
 	PingEvery time.Duration
@@ -86,12 +73,7 @@ const MaxTransfer = scsi.MaxTransfer
 func (c *Config) validate() error {
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	c.BlockShift = cmp.Or(c.BlockShift, 9)
-	c.MaxConnections = cmp.Or(c.MaxConnections, 4096)
-	c.MemoryLimit = cmp.Or(c.MemoryLimit, 1<<30)
-	c.SessionMemory = cmp.Or(c.SessionMemory, 96<<20)
 	c.LoginTimeout = cmp.Or(c.LoginTimeout, 30*time.Second)
-	c.StallTimeout = cmp.Or(c.StallTimeout, 30*time.Second)
-	c.LingerTimeout = cmp.Or(c.LingerTimeout, 10*time.Second)
 	c.PingEvery = cmp.Or(c.PingEvery, 30*time.Second)
 	c.SettlePaths = cmp.Or(c.SettlePaths, 3*time.Second)
 	c.LogoutTimeout = cmp.Or(c.LogoutTimeout, 2*time.Second)
@@ -109,10 +91,9 @@ func (c *Config) validate() error {
 		return errors.New("iscsi: volumes and a prefix for the names of targets are needed")
 	case c.BlockShift != 9 && c.BlockShift != 12:
 		return fmt.Errorf("iscsi: logical blocks of 2^%d bytes: must be 512 or 4096 bytes", c.BlockShift)
-	case c.MemoryLimit < 8*MaxTransfer:
-		return fmt.Errorf("iscsi: memory limit of %d bytes: must be at least %d", c.MemoryLimit, 8*MaxTransfer)
-	case c.SessionMemory < 2*MaxTransfer:
-		return fmt.Errorf("iscsi: memory limit of %d bytes per session: must be at least %d", c.SessionMemory, 2*MaxTransfer)
+	}
+	if err := c.Limits.Validate(MaxTransfer); err != nil {
+		return fmt.Errorf("iscsi: %w", err)
 	}
 	return nil
 }
@@ -125,7 +106,6 @@ func windowOf(memory int64) int { return int(max(64, min(memory>>20, 256))) }
 type Server struct {
 	cfg     Config
 	log     *slog.Logger
-	budget  *stream.Budget
 	window  int // commands of a session
 	clients *listen.Acceptor[*session]
 	upkeep  sync.WaitGroup
@@ -135,11 +115,10 @@ type Server struct {
 	handles  map[uint16]bool  // TSIHs in use
 	nextTSIH uint16
 
-	lastID  atomic.Uint64
-	past    counters // of sessions that ended
-	failed  atomic.Uint64
-	denied  atomic.Uint64
-	evicted atomic.Uint64
+	lastID atomic.Uint64
+	past   counters // of sessions that ended
+	failed atomic.Uint64
+	denied atomic.Uint64
 
 	failureLog, loginLog stream.Quiet
 }
@@ -150,12 +129,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, window: windowOf(cfg.SessionMemory), units: map[string]*unit{}, handles: map[uint16]bool{}}
-	var err error
-	s.clients, err = listen.New[*session](listen.Config{Protocol: "iSCSI", Logger: cfg.Logger, Allow: cfg.Allow, MaxConnections: cfg.MaxConnections}, s.serve)
-	if err != nil {
-		return nil, err
-	}
-	s.budget = stream.NewBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), s.evictStalled)
+	s.clients = listen.New[*session](listen.Config{Protocol: "iSCSI", Logger: cfg.Logger, Limits: cfg.Limits}, s.serve)
 	s.upkeep.Go(s.keep)
 	return s, nil
 }
@@ -177,12 +151,15 @@ func (s *Server) serve(conn net.Conn) {
 	n.log.Info("session began", "session", n.info.ID, "read_only", n.info.ReadOnly, "digests", n.info.Digests)
 	err = n.run()
 	s.leave(conn, n)
-	n.log.Info("session ended", "session", n.info.ID, "reason", reason(err))
+	n.log.Log(context.Background(), max(slog.LevelInfo, stream.EndLevel(err)), "session ended", "session", n.info.ID, "reason", reason(err))
 }
 
 func reason(err error) string {
-	if err == nil {
+	switch {
+	case err == nil:
 		return "initiator logged out"
+	case errors.Is(err, io.EOF):
+		return "initiator disconnected without logging out"
 	}
 	return err.Error()
 }
@@ -265,21 +242,8 @@ func (s *Server) checkAlive(c *session) {
 		return
 	}
 	if !c.ping() {
-		s.evicted.Add(1)
-		c.end(errSilent)
+		s.clients.Evict(c, errSilent)
 	}
-}
-
-// evictStalled ends sessions whose initiators hold memory that others wait for.
-func (s *Server) evictStalled() {
-	since := time.Now().Add(-s.cfg.StallTimeout)
-	s.clients.Each(func(c *session) {
-		if c.stream.Stalled(since) || c.starved(since) {
-			s.evicted.Add(1)
-			c.log.Warn("session is ended", "reason", errStalled, "bytes", c.stream.Held())
-			c.end(errStalled)
-		}
-	})
 }
 
 // Sessions describes the initiators that are logged in, by ID.
@@ -293,10 +257,7 @@ func (s *Server) Sessions() []SessionInfo {
 // Counters returns what the server did so far.
 func (s *Server) Counters() Counters {
 	var sum counters
-	c := Counters{
-		Counters: s.clients.Counters(), Failed: s.failed.Load(), BadLogins: s.denied.Load(), Evicted: s.evicted.Load(),
-		BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit,
-	}
+	c := Counters{Counters: s.clients.Counters(), Failed: s.failed.Load(), BadLogins: s.denied.Load()}
 	s.clients.View(func(sessions iter.Seq[*session]) {
 		sum.add(&s.past)
 		for n := range sessions {

@@ -44,8 +44,7 @@ type session struct {
 
 	ctx    context.Context // of slow commands: ends when nobody waits for their answer
 	cancel context.CancelFunc
-	reason atomic.Pointer[error] // why it was ended from outside
-	gone   chan struct{}         // closed when nothing of it is left
+	gone   chan struct{} // closed when nothing of it is left
 	// background has what waits for the end of aborted tasks.
 	background sync.WaitGroup
 
@@ -86,7 +85,7 @@ func newSession(s *Server, conn net.Conn, p login.Params, first *pdu.Header, c *
 		server: s, conn: conn, stats: new(counters), params: p, tsih: c.tsih, cid: first.ConnectionID(), group: c.place.group, client: c.client(), from: c.address(),
 		ctx: ctx, cancel: cancel, tasks: map[uint32]*task{}, closed: true, gone: make(chan struct{}),
 	}
-	n.stream = stream.New(conn, s.budget, s.cfg.SessionMemory, n.kick)
+	n.stream = stream.New(conn, s.clients.Budget(), s.cfg.SessionMemory, n.kick)
 	n.setLUNs(nil)
 	n.stream.Need(pdu.HeaderSize)
 	n.watchLapses()
@@ -105,6 +104,7 @@ func newSession(s *Server, conn net.Conn, p login.Params, first *pdu.Header, c *
 // out. When run returns nothing of the session is left but its volume.
 func (s *session) run() error {
 	err := s.readLoop()
+	s.stream.Ends(err)
 	s.stream.FinishBatch()
 	if !errors.Is(err, stream.ErrStopped) && !errors.Is(err, errLogout) {
 		s.cancel() // the initiator is gone: nobody waits for what still runs
@@ -116,16 +116,10 @@ func (s *session) run() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
-	broken := s.stream.Finish(s.server.cfg.LingerTimeout)
+	err = s.stream.Finish(s.server.cfg.LingerTimeout, err)
 	s.cancel()
-	if p := s.reason.Load(); p != nil {
-		return *p
-	}
 	if errors.Is(err, errLogout) {
 		return nil
-	}
-	if broken != nil {
-		return broken
 	}
 	return err
 }
@@ -137,19 +131,23 @@ func (s *session) open() {
 	s.mu.Unlock()
 }
 
-// end ends the session from outside, at once.
-func (s *session) end(why error) {
-	s.reason.CompareAndSwap(nil, &why)
+// End ends the session from outside, at once, and reports whether it is the first who does.
+func (s *session) End(why error) bool {
+	first := s.stream.Ends(why) // before the reader is stopped, who has no reason of his own
 	s.cancel()
 	s.stream.Stop()
-	s.stream.Cut()
+	s.stream.Cut(why)
+	return first
 }
 
 // Stop asks the initiator to log out. Shutdown waits for that only for a while.
 func (s *session) Stop() { s.askLogout(s.server.cfg.LogoutTimeout) }
 
-// Cut ends the session at once.
-func (s *session) Cut() { s.end(stream.ErrStopped) }
+// Stalled implements listen.Session. An initiator that does not send the data of commands keeps memory too.
+func (s *session) Stalled(since time.Time) (int64, bool) {
+	held, stalled := s.stream.Stalled(since)
+	return held, stalled || s.starved(since)
+}
 
 // readLoop takes requests until there are no more.
 func (s *session) readLoop() error {
@@ -157,10 +155,8 @@ func (s *session) readLoop() error {
 		if err := s.decode(); err != nil {
 			return err
 		}
-		select {
-		case <-s.stream.Stopped():
+		if s.stream.Stopping() {
 			return stream.ErrStopped
-		default:
 		}
 		s.stream.FinishBatch()
 		s.tryToReceive()

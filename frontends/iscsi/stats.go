@@ -53,8 +53,8 @@ func (c *counters) requests() Requests {
 	}
 }
 
-// Counters is a snapshot of what the server did since it was made. All but the last
-// five only grow.
+// Counters is a snapshot of what the server did since it was made. All but Sessions,
+// InFlight and the last of listen's only grow.
 type Counters struct {
 	listen.Counters // of connections
 
@@ -66,12 +66,9 @@ type Counters struct {
 
 	Failed    uint64 // connections that ended in the login
 	BadLogins uint64 // of them, refused for want of a right name or secret
-	Evicted   uint64 // sessions ended because their initiator stalled, or was silent
 
-	Sessions    int   // now
-	InFlight    int64 // answers that are not sent, and commands, now
-	BufferBytes int64 // of Config.MemoryLimit in use now
-	MemoryLimit int64 // bytes
+	Sessions int   // now
+	InFlight int64 // answers that are not sent, and commands, now
 }
 
 // SessionInfo is what is known of one initiator.

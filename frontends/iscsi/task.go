@@ -134,11 +134,16 @@ func (t *task) complete() {
 	s.leave(t)
 	waiters := t.waiters
 	t.waiters = nil
+	last := len(s.tasks) == 0
 	s.mu.Unlock()
 	if t.outcome.Status != scsi.StatusGood {
 		s.stats.errors.Add(1)
 	}
-	s.stream.Put(t)
+	if last {
+		s.stream.PutLast(t)
+	} else {
+		s.stream.Put(t)
+	}
 	for _, w := range waiters {
 		w.done()
 	}

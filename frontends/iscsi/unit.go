@@ -171,7 +171,7 @@ func (u *unit) takeIn(now uint64) (echoes []*echo) {
 	if err != nil || d.ID != u.id {
 		for s := range u.members {
 			if s.group == "" { // a group goes on without it: see relist
-				s.end(errGone)
+				s.End(errGone)
 			}
 		}
 		return nil

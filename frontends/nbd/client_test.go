@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/nbd/internal/wire"
 )
 
@@ -28,7 +29,7 @@ type harness struct {
 func serve(t testing.TB, st *store, change func(*Config)) *harness {
 	t.Helper()
 	before := runtime.NumGoroutine()
-	cfg := Config{Volumes: st, HandshakeTimeout: testTimeout, LingerTimeout: time.Second}
+	cfg := Config{Volumes: st, HandshakeTimeout: testTimeout, Limits: listen.Limits{LingerTimeout: time.Second}}
 	if change != nil {
 		change(&cfg)
 	}

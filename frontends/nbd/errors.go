@@ -63,7 +63,7 @@ func optionResultOf(err error) uint32 {
 // Why a session ends by our doing.
 var (
 	errProtocol  = errors.New("client violated the protocol")
+	errLeft      = errors.New("connection closed without NBD_CMD_DISC")
 	errAborted   = errors.New("client aborted the negotiation")
 	errBackwards = errors.New("client does not speak fixed newstyle")
-	errStalled   = errors.New("client does not read its replies while others wait for memory")
 )

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/nbd/internal/wire"
 )
 
@@ -45,7 +46,7 @@ func FuzzSession(f *testing.F) {
 	}
 	st := newStore(map[string]int64{"vm1": 128 << 10})
 	st.snapshot("vm1", "s1")
-	s, err := New(Config{Volumes: st, HandshakeTimeout: 5 * time.Second, LingerTimeout: 100 * time.Millisecond})
+	s, err := New(Config{Volumes: st, HandshakeTimeout: 5 * time.Second, Limits: listen.Limits{LingerTimeout: 100 * time.Millisecond}})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/nbd/internal/wire"
 	"sheepdog/vdi"
 )
@@ -306,7 +307,7 @@ func TestConnectionLimit(t *testing.T) {
 }
 
 func TestAllowList(t *testing.T) {
-	s, err := New(Config{Volumes: newStore(map[string]int64{"vm1": mib}), Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32"), netip.MustParsePrefix("10.0.0.0/8")}})
+	s, err := New(Config{Volumes: newStore(map[string]int64{"vm1": mib}), Limits: listen.Limits{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32"), netip.MustParsePrefix("10.0.0.0/8")}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -346,7 +347,7 @@ func TestAllowList(t *testing.T) {
 func TestConfig(t *testing.T) {
 	st := newStore(nil)
 	for _, c := range []Config{
-		{}, {Volumes: st, TLSRequired: true}, {Volumes: st, MaxConnections: -1}, {Volumes: st, MemoryLimit: 1}, {Volumes: st, SessionMemory: 1}, {Volumes: st, SessionRequests: -1},
+		{}, {Volumes: st, TLSRequired: true}, {Volumes: st, Limits: listen.Limits{MaxConnections: -1}}, {Volumes: st, Limits: listen.Limits{MemoryLimit: 1}}, {Volumes: st, Limits: listen.Limits{SessionMemory: 1}}, {Volumes: st, SessionRequests: -1},
 	} {
 		if _, err := New(c); err == nil {
 			t.Errorf("accepted: %+v", c)

@@ -198,7 +198,7 @@ func (o *op) done(r *vdi.Request) {
 		s.headers.PutDone(o.head[:n], o.wire.Cookie, o.wire.Offset)
 		o.reply = append(o.reply, o.head[:n])
 	}
-	s.stream.Put(o)
+	s.stream.Answer(o)
 }
 
 // failed makes the reply to a request that failed below.

@@ -9,7 +9,6 @@ import (
 	"iter"
 	"log/slog"
 	"net"
-	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -34,52 +33,30 @@ type Config struct {
 	// certificates. TLSRequired refuses everything to clients that do not use it.
 	TLS         *tls.Config
 	TLSRequired bool
-	// Allow lists who may connect over TCP; empty: everybody. Who may open a unix
-	// socket is the file system's matter.
-	Allow []netip.Prefix
 
-	// MaxConnections bounds connections, handshakes included. Default 4096.
-	MaxConnections int
-	// MemoryLimit bounds the buffers of all sessions together, beside 32 KiB that each
-	// always may have. At least 8 * MaxPayload; default 1 GiB. In bytes.
-	MemoryLimit int64
-	// SessionMemory bounds the buffers of one session. At least 2 * MaxPayload;
-	// default 96 MiB. In bytes.
-	SessionMemory int64
+	listen.Limits
 	// SessionRequests bounds the requests of one session in flight: no more are read
 	// from a client until it has taken replies. Default 1024.
 	SessionRequests int
 	// HandshakeTimeout is for the whole handshake, and begins anew with each export that
 	// the client is told about: to list many may take a slow client minutes. Default 60 s.
 	HandshakeTimeout time.Duration
-	// StallTimeout is how long a client may leave replies unread, or a payload
-	// unfinished, while other sessions wait for memory. Default 30 s.
-	StallTimeout time.Duration
-	// LingerTimeout is how long replies are still sent to a client that disconnects.
-	// Default 10 s.
-	LingerTimeout time.Duration
 }
 
 func (c *Config) validate() error {
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
-	c.MaxConnections = cmp.Or(c.MaxConnections, 4096)
-	c.MemoryLimit = cmp.Or(c.MemoryLimit, 1<<30)
-	c.SessionMemory = cmp.Or(c.SessionMemory, 96<<20)
 	c.SessionRequests = cmp.Or(c.SessionRequests, 1024)
 	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, time.Minute)
-	c.StallTimeout = cmp.Or(c.StallTimeout, 30*time.Second)
-	c.LingerTimeout = cmp.Or(c.LingerTimeout, 10*time.Second)
 	switch {
 	case c.Volumes == nil:
 		return errors.New("nbd: no volumes to export")
 	case c.TLSRequired && c.TLS == nil:
 		return errors.New("nbd: TLS is required but there is no certificate")
-	case c.MemoryLimit < 8*MaxPayload:
-		return fmt.Errorf("nbd: memory limit of %d bytes: must be at least %d", c.MemoryLimit, 8*MaxPayload)
-	case c.SessionMemory < 2*MaxPayload:
-		return fmt.Errorf("nbd: memory limit of %d bytes per session: must be at least %d", c.SessionMemory, 2*MaxPayload)
 	case c.SessionRequests < 1:
 		return fmt.Errorf("nbd: at most %d requests in flight: must be at least 1", c.SessionRequests)
+	}
+	if err := c.Limits.Validate(MaxPayload); err != nil {
+		return fmt.Errorf("nbd: %w", err)
 	}
 	return nil
 }
@@ -88,13 +65,11 @@ func (c *Config) validate() error {
 type Server struct {
 	cfg     Config
 	log     *slog.Logger
-	budget  *stream.Budget
 	clients *listen.Acceptor[*session]
 
-	lastID  atomic.Uint64
-	past    counters // of sessions that ended
-	failed  atomic.Uint64
-	evicted atomic.Uint64
+	lastID atomic.Uint64
+	past   counters // of sessions that ended
+	failed atomic.Uint64
 
 	failureLog stream.Quiet
 }
@@ -105,12 +80,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger}
-	var err error
-	s.clients, err = listen.New[*session](listen.Config{Protocol: "NBD", Logger: cfg.Logger, Allow: cfg.Allow, MaxConnections: cfg.MaxConnections}, s.serve)
-	if err != nil {
-		return nil, err
-	}
-	s.budget = stream.NewBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), s.evictStalled)
+	s.clients = listen.New[*session](listen.Config{Protocol: "NBD", Logger: cfg.Logger, Limits: cfg.Limits}, s.serve)
 	return s, nil
 }
 
@@ -135,7 +105,7 @@ func (s *Server) serve(conn net.Conn) {
 	c.log.Info("session began", "session", c.info.ID, "read_only", c.readOnly, "tls", c.info.TLS, "headers", c.info.Headers)
 	err := c.run()
 	s.clients.Leave(conn, func() { s.past.add(c.stats) })
-	c.log.Info("session ended", "session", c.info.ID, "reason", reason(err))
+	c.log.Log(context.Background(), max(slog.LevelInfo, stream.EndLevel(err)), "session ended", "session", c.info.ID, "reason", reason(err))
 }
 
 func reason(err error) string {
@@ -150,18 +120,6 @@ func reason(err error) string {
 // volumes still work on is waited for nevertheless, and ctx's error returned.
 func (s *Server) Shutdown(ctx context.Context) error { return s.clients.Shutdown(ctx) }
 
-// evictStalled ends sessions whose clients hold memory that others wait for.
-func (s *Server) evictStalled() {
-	since := time.Now().Add(-s.cfg.StallTimeout)
-	s.clients.Each(func(c *session) {
-		if c.stream.Stalled(since) {
-			s.evicted.Add(1)
-			c.log.Warn("session is ended", "reason", errStalled, "bytes", c.stream.Held())
-			c.raw.Close()
-		}
-	})
-}
-
 // Sessions describes the clients in the transmission phase, by ID.
 func (s *Server) Sessions() []SessionInfo {
 	var list []SessionInfo
@@ -173,7 +131,7 @@ func (s *Server) Sessions() []SessionInfo {
 // Counters returns what the server did so far.
 func (s *Server) Counters() Counters {
 	var sum counters
-	c := Counters{Counters: s.clients.Counters(), Failed: s.failed.Load(), Evicted: s.evicted.Load(), BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit}
+	c := Counters{Counters: s.clients.Counters(), Failed: s.failed.Load()}
 	s.clients.View(func(sessions iter.Seq[*session]) {
 		sum.add(&s.past)
 		for n := range sessions {

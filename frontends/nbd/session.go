@@ -3,10 +3,9 @@ package nbd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"net"
+	"time"
 
 	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/nbd/internal/wire"
@@ -16,7 +15,6 @@ import (
 type session struct {
 	server *Server
 	info   SessionInfo // what does not change
-	raw    net.Conn    // below TLS, if there is any
 	stream *stream.Stream
 	log    *slog.Logger
 	stats  *counters
@@ -38,7 +36,7 @@ const maxSlow = 8
 func newSession(s *Server, n *negotiation) *session {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &session{
-		server: s, raw: n.raw, stream: stream.New(n.conn, s.budget, s.cfg.SessionMemory, n.volume.Kick), log: n.log.With("export", n.export), stats: new(counters),
+		server: s, stream: stream.New(n.conn, s.clients.Budget(), s.cfg.SessionMemory, n.volume.Kick), log: n.log.With("export", n.export), stats: new(counters),
 		vol: n.volume, size: uint64(n.volume.Size()), readOnly: n.volume.ReadOnly(), headers: n.headers, contexts: n.selected,
 		ctx: ctx, cancel: cancel, slow: make(chan struct{}, maxSlow),
 	}
@@ -50,6 +48,7 @@ func newSession(s *Server, n *negotiation) *session {
 // client disconnected as it should. When run returns nothing of the session is left.
 func (s *session) run() error {
 	err := s.readLoop()
+	s.stream.Ends(err)
 	if errors.Is(err, stream.ErrStopped) {
 		s.refuseRest()
 	}
@@ -59,13 +58,10 @@ func (s *session) run() error {
 	}
 	// Replies to what is in flight are still sent ("server MUST handle all
 	// outstanding requests"), but not to a client that stopped reading.
-	broken := s.stream.Finish(s.server.cfg.LingerTimeout)
+	err = s.stream.Finish(s.server.cfg.LingerTimeout, err)
 	s.cancel()
 	if cerr := s.vol.Close(); cerr != nil {
 		s.log.Warn("close of volume failed", "err", cerr)
-	}
-	if broken != nil {
-		return broken
 	}
 	return err
 }
@@ -73,11 +69,14 @@ func (s *session) run() error {
 // Stop makes the reader stop: no further request is taken, those in flight are answered.
 func (s *session) Stop() { s.stream.Stop() }
 
-// Cut ends the session at once: nobody waits for a TLS alert to be sent.
-func (s *session) Cut() {
+// End ends the session at once.
+func (s *session) End(why error) bool {
 	s.cancel()
-	s.raw.Close()
+	return s.stream.Cut(why)
 }
+
+// Stalled implements listen.Session.
+func (s *session) Stalled(since time.Time) (int64, bool) { return s.stream.Stalled(since) }
 
 // readLoop takes requests until there are no more; nil after NBD_CMD_DISC.
 func (s *session) readLoop() error {
@@ -89,10 +88,8 @@ func (s *session) readLoop() error {
 			}
 			return err
 		}
-		select {
-		case <-s.stream.Stopped():
+		if s.stream.Stopping() {
 			return stream.ErrStopped
-		default:
 		}
 		s.stream.FinishBatch()
 		if err := s.stream.Receive(); err != nil {
@@ -125,7 +122,7 @@ func (s *session) refuseRest() {
 // readError says why receiving ended.
 func readError(err error) error {
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("connection closed without NBD_CMD_DISC: %w", net.ErrClosed)
+		return errLeft
 	}
 	return err
 }

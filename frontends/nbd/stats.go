@@ -54,8 +54,8 @@ func (c *counters) byCommand() Requests {
 	}
 }
 
-// Counters is a snapshot of what the server did since it was made. All but the last
-// five only grow.
+// Counters is a snapshot of what the server did since it was made. All but Sessions,
+// InFlight and the last of listen's only grow.
 type Counters struct {
 	listen.Counters // of connections
 
@@ -64,13 +64,10 @@ type Counters struct {
 	ReadBytes    uint64   // asked for by read requests
 	WrittenBytes uint64   // asked for by write requests
 
-	Failed  uint64 // connections that ended in the handshake by an error
-	Evicted uint64 // sessions ended because their client stalled while others waited for memory
+	Failed uint64 // connections that ended in the handshake by an error
 
-	Sessions    int   // now, in the transmission phase
-	InFlight    int64 // requests now
-	BufferBytes int64 // of Config.MemoryLimit in use now
-	MemoryLimit int64 // bytes
+	Sessions int   // now, in the transmission phase
+	InFlight int64 // requests now
 }
 
 // SessionInfo is what is known of one client in the transmission phase.

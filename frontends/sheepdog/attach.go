@@ -57,13 +57,22 @@ func (s *session) attach(vid object.VID, write bool) (*attached, error) {
 // permit decides whether a session may use an object: of the family of which it used the first
 // one, and change those of one VDI only; or of what its host has opened. So a client that
 // makes an oid up harms nobody.
+//
+// A VDI that is made anew may have the vid of one that was deleted: who has opened that does not get it, as far as is known what
+// the host has opened.
 func (s *session) permit(h vdi.Header, write bool) error {
+	open, strange := s.server.locks.has(s.host, h.Name, h.Family)
+	if h.Snapshot { // which may be read on behalf of a clone, and stays what it is
+		open, strange = open || strange, false
+	}
 	switch {
+	case strange:
+		return replaced(h)
 	case h.Objects() > vdi.NativeObjects:
 		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("%q has more objects than the native protocol can name: use another one", h.Name))
-	case s.family != 0 && s.family != h.Family && !s.server.locks.has(s.host, h.Name):
+	case s.family != 0 && s.family != h.Family && !open:
 		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("VDI %s, %q, is not open to this client", h.VID, h.Name))
-	case write && s.writes != "" && s.writes != h.Name && !s.server.locks.has(s.host, h.Name):
+	case write && s.writes != "" && s.writes != h.Name && !open:
 		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("VDI %s, %q, is not open to this client, which writes %q", h.VID, h.Name, s.writes))
 	}
 	s.family = h.Family
@@ -75,6 +84,12 @@ func (s *session) permit(h vdi.Header, write bool) error {
 		s.reads = h.Name
 	}
 	return nil
+}
+
+// replaced is the answer to who has opened a VDI whose name another one has by now. It is not INVALID_PARMS, which
+// QEMU takes for success of a flush or a discard.
+func replaced(h vdi.Header) error {
+	return refuse(wire.SD_RES_NO_VDI, fmt.Sprintf("VDI %s is another one by now: %q was deleted and made anew, open it again", h.VID, h.Name))
 }
 
 // show has the session described by what it uses. The caller holds mu.

@@ -14,13 +14,15 @@
 // is refused with SD_RES_READONLY: it is in the snapshot or in none. Answers come in the
 // order in which requests complete. A request whose payload did not arrive in full is never
 // carried out. When the node stops, what was not begun is not answered: the connection ends, and
-// clients send it again to who comes next.
+// clients send it again to who comes next. Otherwise the server ends the connection only of a client that keeps
+// memory from others; a volume that is deleted, replaced or owned elsewhere is an answer. Each end is logged with its reason.
 //
 // A session uses objects of one family and changes those of one VDI, which is the first it
 // names, and of VDIs that its host has opened. Anything else, entries of others in its map, places beyond
 // an object, headers with another name, gets SD_RES_INVALID_PARMS and changes nothing; and the
 // connection lives on. The protocol has no authentication: Config.Allow and the rights of the
-// unix socket are all there is.
+// unix socket are all there is. Who has opened a VDI that is deleted, and made anew by others with the vid of before, gets SD_RES_NO_VDI; not
+// so behind a restart or at another node, where nobody knows what it had opened.
 //
 // # Clients as they are
 //
@@ -29,8 +31,9 @@
 // deleting the VDI first (rollbacks). Where others took a snapshot and QEMU has written nothing since, it takes
 // one of its own under the vid of before (heir).
 //
-// What no server can help, seen with QEMU 5.0: its driver hangs or aborts in some cases after it had to
-// reconnect (it goes on with a coroutine that has ended), and a server that comes back quickly does not help. "delvm", or "savevm" with a
+// What no server can help, seen with QEMU 5.0: after it had to reconnect its driver hangs, aborts, or ends a read before the data
+// is there, in some cases (it goes on with a coroutine that has ended); what is stored is right, and a server that comes back quickly
+// does not help. "qemu-img create -b" may abort when it is done, or where the base is no snapshot (it frees the base's name twice). "delvm", or "savevm" with a
 // tag that there is, has a running machine read zeros until QEMU is started anew or goes to a snapshot: it clears its own copy of
 // the map; delete with dog instead. "loadvm" of a disk with format=raw hangs, for it never ends a drained section of that layer: format=sheepdog does not.
 // "qemu-img create -b" wants sheepdog: or sheepdog://, "-o preallocation=full" fails an assertion.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/sheepdog/internal/wire"
 	"sheepdog/vdi"
 )
@@ -11,8 +12,8 @@ import (
 // results maps every kind of error of package vdi to what the protocol can say, first to an
 // operation on an object, then to one on a VDI.
 //
-// QEMU and tgt take all but READONLY for an I/O error. vdi.ErrClosed is not answered at
-// all: the node is stopping, and a client whose connection ends sends again when it is back.
+// QEMU and tgt take all but READONLY for an I/O error. vdi.ErrClosed is not answered while the server
+// stops: see op.finish.
 var results = []struct {
 	kind        error
 	object, vdi wire.Result
@@ -32,6 +33,7 @@ var results = []struct {
 	{vdi.ErrClosed, wire.SD_RES_SHUTDOWN, wire.SD_RES_SHUTDOWN},
 	{context.Canceled, wire.SD_RES_SHUTDOWN, wire.SD_RES_SHUTDOWN},
 	{context.DeadlineExceeded, wire.SD_RES_HALT, wire.SD_RES_HALT},
+	{stream.ErrStopped, wire.SD_RES_SHUTDOWN, wire.SD_RES_SHUTDOWN},
 }
 
 // refusal is an error with the result that says it.
@@ -66,8 +68,5 @@ func resultOf(err error, ofVDI bool) wire.Result {
 
 // ours reports whether a failure is one that the operator should hear of.
 func ours(r wire.Result) bool {
-	return r == wire.SD_RES_EIO || r == wire.SD_RES_HALT || r == wire.SD_RES_NO_SPACE
+	return r == wire.SD_RES_EIO || r == wire.SD_RES_HALT || r == wire.SD_RES_NO_SPACE || r == wire.SD_RES_SHUTDOWN
 }
-
-// errStalled is why a session may end by our doing.
-var errStalled = errors.New("client does not read its replies while others wait for memory")

@@ -143,6 +143,11 @@ func (s *session) toWrite(vid object.VID) (vdi.Header, error) {
 	if errors.Is(err, vdi.ErrNotFound) || err == nil && h.Snapshot {
 		return h, s.gone(vid)
 	}
+	if err == nil {
+		if _, strange := s.server.locks.has(s.host, h.Name, h.Family); strange {
+			return h, replaced(h)
+		}
+	}
 	return h, err
 }
 

@@ -1,6 +1,7 @@
 package sheepdog
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,8 @@ type host struct {
 	gone  time.Time            // since when there is none
 	names map[string]int       // how often each is open
 	last  map[string]time.Time // when each was opened
+	// families are those of which the host was told a vid by each name that it has open: the last maxFamilies.
+	families map[string][]uint64
 }
 
 const (
@@ -28,6 +31,8 @@ const (
 	// maxHosts and maxOpen bound what is remembered.
 	maxHosts = 4096
 	maxOpen  = 1024 // of one host
+	// maxFamilies bounds what is remembered of a name: its VDI is deleted and made anew while killed clients have it open.
+	maxFamilies = 16
 )
 
 func (l *locks) connected(name string) {
@@ -43,7 +48,7 @@ func (l *locks) connected(name string) {
 	}
 	h := l.hosts[name]
 	if h == nil {
-		h = &host{names: map[string]int{}, last: map[string]time.Time{}}
+		h = &host{names: map[string]int{}, last: map[string]time.Time{}, families: map[string][]uint64{}}
 		l.hosts[name] = h
 	}
 	h.conns++
@@ -86,14 +91,34 @@ func (l *locks) release(name, vdi string) bool {
 	if h.names[vdi]--; h.names[vdi] == 0 {
 		delete(h.names, vdi)
 		delete(h.last, vdi)
+		delete(h.families, vdi)
 	}
 	return true
 }
 
-func (l *locks) has(name, vdi string) bool {
+// told notes that a host is told a vid of that family by that name.
+func (l *locks) told(name, vdi string, family uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.hosts[name].names[vdi] > 0
+	h := l.hosts[name]
+	if h.names[vdi] == 0 || slices.Contains(h.families[vdi], family) {
+		return
+	}
+	list := append(h.families[vdi], family)
+	h.families[vdi] = list[max(0, len(list)-maxFamilies):]
+}
+
+// has reports whether the host has a VDI open. strange says that it has one of that name open, but not of that family: what it
+// has open was deleted, and another VDI has its name, and maybe its vid.
+func (l *locks) has(name, vdi string, family uint64) (open, strange bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.hosts[name]
+	if h.names[vdi] == 0 {
+		return false, false
+	}
+	open = slices.Contains(h.families[vdi], family)
+	return open, !open
 }
 
 // announcements are what clients have said of a VDI and a snapshot of it, and will come back to.

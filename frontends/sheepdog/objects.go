@@ -280,8 +280,10 @@ func (s *session) flush(o *op) Volume {
 	id := object.ID(o.obj.OID)
 	a, err := s.attach(id.VID(), false)
 	if err != nil {
-		if _, gone := s.server.cfg.Volumes.Successor(id.VID()); gone == nil {
-			err = nil // what was written under that vid was made durable when it was followed by another
+		if errors.Is(err, vdi.ErrNotFound) {
+			if _, gone := s.server.cfg.Volumes.Successor(id.VID()); gone == nil {
+				err = nil // what was written under that vid was made durable when it was followed by another
+			}
 		}
 		o.finish(err)
 		return nil

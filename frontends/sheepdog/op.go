@@ -76,7 +76,7 @@ func (s *session) newReadOp(r *wire.Request, n int) (*op, error) {
 	return s.newLongOp(r, n)
 }
 
-// Render implements stream.Item.
+// Render implements stream.Item. An op without reply is not answered.
 func (o *op) Render() [][]byte { return o.reply }
 
 // Sent implements stream.Item: the op gives back all that it holds.
@@ -108,12 +108,16 @@ func (o *op) free() {
 func (o *op) ofVDI() bool { return o.wire.Op >= wire.SD_OP_NEW_VDI }
 
 // finish makes the response, and queues it. From any goroutine.
+//
+// What a node that stops does not carry out is not answered: the connection ends when all else is, and the
+// client sends it again to who comes next.
 func (o *op) finish(err error) {
 	s := o.s
-	result := resultOf(err, o.ofVDI())
-	if err != nil && errors.Is(err, vdi.ErrClosed) {
-		s.stream.Cut() // the client shall send it again when we are back
+	if err != nil && (errors.Is(err, vdi.ErrClosed) || errors.Is(err, stream.ErrStopped)) && s.stream.Stopping() {
+		s.stream.Put(o)
+		return
 	}
+	result := resultOf(err, o.ofVDI())
 	n := 0
 	head := o.head[:]
 	if err != nil {
@@ -139,7 +143,7 @@ func (o *op) finish(err error) {
 		o.pieces[0] = head
 		o.reply = o.pieces[:1]
 	}
-	s.stream.Put(o)
+	s.stream.Answer(o)
 }
 
 // answer makes the response of an operation that says more than success in its header.

@@ -5,9 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -25,44 +25,24 @@ type Config struct {
 	// Logger; default: none.
 	Logger *slog.Logger
 
-	// Allow lists who may connect over TCP; empty: everybody. Who may open a unix
-	// socket is the file system's matter. The protocol has no other protection.
-	Allow []netip.Prefix
-
-	// MaxConnections bounds connections. Default 4096.
-	MaxConnections int
-	// MemoryLimit bounds the buffers of all sessions together, beside 32 KiB that each
-	// always may have. At least 8 * MaxPayload; default 384 MiB. In bytes.
-	MemoryLimit int64
-	// SessionMemory bounds the buffers of one session. At least 2 * MaxPayload; default 96 MiB. In bytes.
-	SessionMemory int64
+	// Limits.Allow is all the protection that there is: the protocol has none.
+	listen.Limits
 	// SessionRequests bounds the requests of one session in flight: no more are read from a
 	// client until it has taken responses. Default 1024.
 	SessionRequests int
-	// StallTimeout is how long a client may leave responses unread, or a payload unfinished,
-	// while other sessions wait for memory. Default 30 s.
-	StallTimeout time.Duration
-	// LingerTimeout is how long responses are still sent to a client that disconnects. Default 10 s.
-	LingerTimeout time.Duration
 }
 
 func (c *Config) validate() error {
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
-	c.MaxConnections = cmp.Or(c.MaxConnections, 4096)
-	c.MemoryLimit = cmp.Or(c.MemoryLimit, 384<<20)
-	c.SessionMemory = cmp.Or(c.SessionMemory, 96<<20)
 	c.SessionRequests = cmp.Or(c.SessionRequests, 1024)
-	c.StallTimeout = cmp.Or(c.StallTimeout, 30*time.Second)
-	c.LingerTimeout = cmp.Or(c.LingerTimeout, 10*time.Second)
 	switch {
 	case c.Volumes == nil:
 		return errors.New("sheepdog: no volumes to serve")
-	case c.MemoryLimit < 8*MaxPayload:
-		return fmt.Errorf("sheepdog: memory limit of %d bytes: must be at least %d", c.MemoryLimit, 8*MaxPayload)
-	case c.SessionMemory < 2*MaxPayload:
-		return fmt.Errorf("sheepdog: memory limit of %d bytes per session: must be at least %d", c.SessionMemory, 2*MaxPayload)
 	case c.SessionRequests < 1:
 		return fmt.Errorf("sheepdog: at most %d requests in flight: must be at least 1", c.SessionRequests)
+	}
+	if err := c.Limits.Validate(MaxPayload); err != nil {
+		return fmt.Errorf("sheepdog: %w", err)
 	}
 	return nil
 }
@@ -71,7 +51,6 @@ func (c *Config) validate() error {
 type Server struct {
 	cfg     Config
 	log     *slog.Logger
-	budget  *stream.Budget
 	clients *listen.Acceptor[*session]
 
 	locks     locks
@@ -79,9 +58,8 @@ type Server struct {
 	rollbacks announcements
 	heirs     announcements
 
-	lastID  atomic.Uint64
-	past    counters // of sessions that ended
-	evicted atomic.Uint64
+	lastID atomic.Uint64
+	past   counters // of sessions that ended
 
 	failureLog, tooLargeLog stream.Quiet
 }
@@ -92,13 +70,8 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger}
-	var err error
-	s.clients, err = listen.New[*session](listen.Config{Protocol: "the native protocol", Logger: cfg.Logger, Allow: cfg.Allow, MaxConnections: cfg.MaxConnections}, s.serve)
-	if err != nil {
-		return nil, err
-	}
+	s.clients = listen.New[*session](listen.Config{Protocol: "the native protocol", Logger: cfg.Logger, Limits: cfg.Limits}, s.serve)
 	s.clients.Begin(s.begin)
-	s.budget = stream.NewBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), s.evictStalled)
 	return s, nil
 }
 
@@ -123,7 +96,15 @@ func (s *Server) serve(conn net.Conn) {
 	conn.Close()
 	s.locks.disconnected(c.host)
 	s.clients.Leave(conn, func() { s.past.add(c.stats) })
-	c.log.Debug("session ended", "session", c.info.ID, "export", c.info.Export, "reason", err)
+	// Clients come and go for each question they have: only what is not as it should be is worth more than Debug.
+	c.log.Log(context.Background(), stream.EndLevel(err), "session ended", "session", c.info.ID, "export", c.info.Export, "reason", reason(err))
+}
+
+func reason(err error) string {
+	if errors.Is(err, io.EOF) {
+		return "client disconnected"
+	}
+	return err.Error()
 }
 
 // hostOf is who a connection comes from, whatever the port.
@@ -139,15 +120,3 @@ func hostOf(conn net.Conn) string {
 // first, the connections are closed; what the volumes still work on is waited for
 // nevertheless, and ctx's error returned.
 func (s *Server) Shutdown(ctx context.Context) error { return s.clients.Shutdown(ctx) }
-
-// evictStalled ends sessions whose clients hold memory that others wait for.
-func (s *Server) evictStalled() {
-	since := time.Now().Add(-s.cfg.StallTimeout)
-	s.clients.Each(func(c *session) {
-		if c.stream.Stalled(since) {
-			s.evicted.Add(1)
-			c.log.Warn("session is ended", "reason", errStalled, "bytes", c.stream.Held())
-			c.stream.Cut()
-		}
-	})
-}

@@ -21,6 +21,8 @@ import (
 
 	"github.com/cockroachdb/datadriven"
 
+	"sheepdog/frontends/internal/listen"
+	"sheepdog/frontends/sheepdog/internal/wire"
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
 	"sheepdog/vdi/vditest"
@@ -53,7 +55,7 @@ func serve(t testing.TB, change func(*Config)) *harness {
 	w := vditest.NewWorld(t)
 	w.Config = func(c *vdi.Config) { c.Now = func() time.Time { return time.Unix(0x5f5e1000, 0) } }
 	h := &harness{t: t, volumes: volumes{w.Start()}}
-	cfg := Config{Volumes: h.volumes, LingerTimeout: time.Second}
+	cfg := Config{Volumes: h.volumes, Limits: listen.Limits{LingerTimeout: time.Second}}
 	if change != nil {
 		change(&cfg)
 	}
@@ -79,7 +81,7 @@ func serve(t testing.TB, change func(*Config)) *harness {
 		if err := h.server.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
 		}
-		if n := h.server.budget.InUse(); n != 0 {
+		if n := h.server.Counters().BufferBytes; n != 0 {
 			t.Errorf("%d bytes are still in use", n)
 		}
 		for _, i := range h.list() {
@@ -394,13 +396,15 @@ func TestLocksAreForgotten(t *testing.T) {
 		l.connected("h")
 		l.take("h", "vm")
 		l.take("h", "vm") // a second client of the same machine, as during a migration
-		if !l.release("h", "vm") || !l.has("h", "vm") {
+		l.told("h", "vm", 1)
+		has := func() bool { open, _ := l.has("h", "vm", 1); return open }
+		if !l.release("h", "vm") || !has() {
 			t.Error("one of two who have it open released it, and it is released")
 		}
 		l.disconnected("h")
 		time.Sleep(lockLinger - time.Second)
 		l.connected("h")
-		if !l.has("h", "vm") {
+		if !has() {
 			t.Error("it is forgotten before a client could reconnect")
 		}
 		l.disconnected("h")
@@ -494,5 +498,162 @@ func TestClearedEntryKeepsData(t *testing.T) {
 			conn.Close()
 		}
 		cancel()
+	}
+}
+
+// A client that has opened a VDI and written nothing is told of a snapshot that others took also when that is deleted, and its vid
+// is nobody's any more: so it goes on with what the VDI is now.
+func TestToldOfDeletedSnapshot(t *testing.T) {
+	h := serve(t, nil)
+	v := h.create("vm", 4<<20)
+	ctx := context.Background()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	once := func(words ...string) (header, data []byte) {
+		conn := h.dial()
+		defer conn.Close()
+		return exchange(t, conn, message(t, words))
+	}
+	data, inode := func(vid uint32) string { return fmt.Sprintf("oid=%d", uint64(vid)<<32) }, func(vid uint32) string { return fmt.Sprintf("oid=%d", 1<<63|uint64(vid)<<32) }
+	open := func() (net.Conn, uint32) {
+		conn := h.dial()
+		header, _ := once("op=0x12", "flags=1", "name=vm", "tag=")
+		return conn, le.Uint32(header[24:])
+	}
+	requests := func(vid uint32) [][]string {
+		return [][]string{
+			{"op=1", "flags=5", data(vid), "fill=7*512"},
+			{"op=3", "flags=5", data(vid), "fill=7*512"},
+			{"op=3", "flags=5", inode(vid), "offset=4664", "fill=0*4"},
+			{"op=5", data(vid)},
+		}
+	}
+	conn, vid := open()
+	if vid != uint32(v.VID) {
+		t.Fatalf("opened %x", vid)
+	}
+	_, err := h.volumes.Snapshot(ctx, "vm", "s")
+	must(err)
+	must(h.volumes.Delete(ctx, "vm", "s"))
+	must(h.volumes.Collect(ctx))
+	if _, err := h.volumes.HeaderOf(v.VID); !errors.Is(err, vdi.ErrNotFound) {
+		t.Fatalf("the vid is not free: %v", err)
+	}
+	if _, err := h.volumes.FamilyOf(v.VID); err != nil {
+		t.Fatal(err)
+	}
+	for _, request := range requests(vid) {
+		if header, _ := exchange(t, conn, message(t, request)); result(header) != uint32(wire.SD_RES_READONLY) {
+			t.Errorf("%q: %#x, want READONLY", request, result(header))
+		}
+	}
+	if header, _ := exchange(t, conn, message(t, []string{"op=0x16", inode(vid)})); result(header) != 0 {
+		t.Errorf("flush: %#x", result(header))
+	}
+	header, _ := once("op=0x14", "flags=1", "name=vm", "tag=")
+	now := le.Uint32(header[24:])
+	if header, _ := exchange(t, conn, message(t, []string{"op=1", "flags=5", data(now), "fill=7*512"})); now == vid || result(header) != 0 {
+		t.Fatalf("write for %x: %#x", now, result(header))
+	}
+	if _, got := exchange(t, conn, message(t, []string{"op=2", data(now), "want=1"})); got[0] != 7 {
+		t.Errorf("read: %v", got)
+	}
+}
+
+// Who has opened a VDI that is deleted, and made anew with the same vid, does not get the new one for it, whatever it asks for. Who opens that does.
+func TestMadeAnewIsNotWhatWasOpened(t *testing.T) {
+	h := serve(t, nil)
+	v := h.create("vm", 4<<20)
+	conn, other := h.dial(), h.dial()
+	lock := message(t, []string{"op=0x12", "flags=1", "name=vm", "tag="})
+	exchange(t, other, lock)
+	if err := errors.Join(h.volumes.Delete(t.Context(), "vm", ""), h.volumes.Collect(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if now := h.create("vm", 4<<20); now.VID != v.VID {
+		t.Fatalf("it has vid %s, which was %s: nothing is seen of what this is about", now.VID, v.VID)
+	}
+	data, inode := fmt.Sprintf("oid=%d", uint64(v.VID)<<32), fmt.Sprintf("oid=%d", 1<<63|uint64(v.VID)<<32)
+	header := make([]byte, wire.InodeHeaderSize)
+	in := wire.InodeHeader{Name: "vm", Size: 9 << 20, BlockSizeShift: 20, VID: uint32(v.VID)}
+	in.Put(header)
+	requests := [][]string{
+		{"op=1", "flags=5", data, "fill=7*512"},
+		{"op=3", "flags=5", data, "fill=7*512"},
+		{"op=3", "flags=5", inode, "offset=4664", "fill=0*4"},
+		{"op=3", "flags=5", inode, "hex=" + hex.EncodeToString(header)},
+		{"op=5", data},
+		{"op=2", data, "want=512"},
+		{"op=0x16", inode},
+	}
+	for _, request := range requests {
+		if header, _ := exchange(t, conn, message(t, request)); result(header) != uint32(wire.SD_RES_NO_VDI) {
+			t.Errorf("%.60q: %#x, want NO_VDI", request, result(header))
+		}
+	}
+	if i := h.list(); i[0].Size != 4<<20 {
+		t.Errorf("the new VDI has %d bytes", i[0].Size)
+	}
+	exchange(t, other, lock)
+	for _, request := range requests {
+		if header, _ := exchange(t, conn, message(t, request)); result(header) != 0 {
+			t.Errorf("%.60q of who has opened it: %#x", request, result(header))
+		}
+	}
+}
+
+// A clone reads from its ancestors, whatever of their name is open: here they are of a VDI that was deleted, and made anew.
+func TestCloneOfDeletedIsRead(t *testing.T) {
+	h := serve(t, nil)
+	v := h.create("vm", 4<<20)
+	conn := h.dial()
+	data := fmt.Sprintf("oid=%d", uint64(v.VID)<<32)
+	exchange(t, conn, message(t, []string{"op=1", "flags=5", data, "fill=7*512"}))
+	conn.Close()
+	_, err := h.volumes.Snapshot(t.Context(), "vm", "s")
+	if err == nil {
+		_, err = h.volumes.Clone(t.Context(), "vm", "s", "clone")
+	}
+	for deadline := time.Now().Add(10 * time.Second); err == nil && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if busy := h.volumes.Delete(t.Context(), "vm", ""); busy == nil {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.create("vm", 4<<20)
+	for _, name := range []string{"vm", "clone"} {
+		exchange(t, h.dial(), message(t, []string{"op=0x12", "flags=1", "name=" + name, "tag="}))
+	}
+	if header, got := exchange(t, h.dial(), message(t, []string{"op=2", data, "want=1"})); result(header) != 0 || got[0] != 7 {
+		t.Errorf("%#x, %v", result(header), got)
+	}
+}
+
+// What is remembered of a name whose VDI comes and goes is bounded.
+func TestFamiliesAreBounded(t *testing.T) {
+	var l locks
+	l.connected("h")
+	l.take("h", "vm")
+	for family := range uint64(100) {
+		l.told("h", "vm", family)
+	}
+	if n := len(l.hosts["h"].families["vm"]); n != maxFamilies {
+		t.Errorf("%d families are remembered", n)
+	}
+	if open, _ := l.has("h", "vm", 99); !open {
+		t.Error("the last one is not")
+	}
+	l.told("h", "closed", 1)
+	if len(l.hosts["h"].families) != 1 {
+		t.Error("what is not open is remembered")
+	}
+	if open, strange := l.has("h", "closed", 1); open || strange {
+		t.Error("what is not open is known")
 	}
 }

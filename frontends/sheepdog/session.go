@@ -3,12 +3,11 @@ package sheepdog
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/internal/stream"
@@ -61,33 +60,33 @@ func newSession(s *Server, conn net.Conn) *session {
 		server: s, conn: conn, host: hostOf(conn), log: s.log.With("peer", listen.PeerName(conn)), stats: new(counters),
 		ctx: ctx, cancel: cancel, slow: make(chan struct{}, maxSlow), attached: map[object.VID]*attached{},
 	}
-	c.stream = stream.New(conn, s.budget, s.cfg.SessionMemory, c.kick)
+	c.stream = stream.New(conn, s.clients.Budget(), s.cfg.SessionMemory, c.kick)
 	return c
 }
 
 // Stop makes the session end when what it has carried out is answered.
 func (s *session) Stop() { s.stream.Stop() }
 
-// Cut ends the session at once.
-func (s *session) Cut() {
+// End ends the session at once.
+func (s *session) End(why error) bool {
 	s.cancel()
-	s.stream.Cut()
+	return s.stream.Cut(why)
 }
 
-// run serves the client until it or we end the session, and returns why. When run returns
-// nothing of the session is left.
+// Stalled implements listen.Session.
+func (s *session) Stalled(since time.Time) (int64, bool) { return s.stream.Stalled(since) }
+
+// run serves the client until it or we end the session, and returns why: io.EOF if the client
+// left, which is how all do. When run returns nothing of the session is left.
 func (s *session) run() error {
 	err := s.readLoop()
 	if !errors.Is(err, stream.ErrStopped) {
 		s.cancel() // the client is gone: nobody waits for what still runs
 	}
-	serr := s.stream.Finish(s.server.cfg.LingerTimeout)
+	err = s.stream.Finish(s.server.cfg.LingerTimeout, err)
 	s.cancel()
 	s.unshare()
 	s.detachAll()
-	if err == nil || errors.Is(err, io.EOF) {
-		err = serr
-	}
 	return err
 }
 
@@ -96,10 +95,8 @@ func (s *session) readLoop() error {
 		if err := s.decode(); err != nil {
 			return err
 		}
-		select {
-		case <-s.stream.Stopped():
+		if s.stream.Stopping() {
 			return stream.ErrStopped
-		default:
 		}
 		s.stream.FinishBatch()
 		if err := s.stream.Receive(); err != nil {
@@ -228,9 +225,7 @@ func (s *session) later(o *op, run func(*session, context.Context, *op)) {
 	select {
 	case s.slow <- struct{}{}:
 	case <-s.stream.Stopped():
-		// It is in the client's hands still: the connection ends, and it sends it again.
-		s.stream.Cut()
-		o.finish(fmt.Errorf("%w", stream.ErrStopped))
+		o.finish(stream.ErrStopped)
 		return
 	}
 	go func() {
@@ -250,7 +245,7 @@ func (s *session) kick() {
 // failed notes a request that failed.
 func (s *session) failed(o *op, result wire.Result, err error) {
 	s.stats.errors.Add(1)
-	if ours(result) {
+	if ours(result) && s.ctx.Err() == nil {
 		s.server.failureLog.Warn(s.log, "request failed", "op", nameOf(o.wire.Op), "object", object.ID(o.obj.OID).String(), "result", uint32(result), "err", err)
 		return
 	}

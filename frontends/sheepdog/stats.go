@@ -50,8 +50,8 @@ func (c *counters) byOperation() map[string]uint64 {
 	return m
 }
 
-// Counters is a snapshot of what the server did since it was made. All but the last
-// five only grow.
+// Counters is a snapshot of what the server did since it was made. All but InFlight and the
+// last of listen's only grow.
 type Counters struct {
 	listen.Counters // of connections
 
@@ -60,11 +60,7 @@ type Counters struct {
 	ReadBytes    uint64            // asked for by reads
 	WrittenBytes uint64            // of payloads
 
-	Evicted uint64 // sessions ended because their client stalled while others waited for memory
-
-	InFlight    int64 // requests now
-	BufferBytes int64 // of Config.MemoryLimit in use now
-	MemoryLimit int64 // bytes
+	InFlight int64 // requests now
 }
 
 // SessionInfo is what is known of one connection that uses a volume.
@@ -120,7 +116,7 @@ func (s *Server) Sessions() []SessionInfo {
 // Counters returns what the server did so far.
 func (s *Server) Counters() Counters {
 	var sum counters
-	c := Counters{Counters: s.clients.Counters(), Evicted: s.evicted.Load(), BufferBytes: s.budget.InUse(), MemoryLimit: s.cfg.MemoryLimit}
+	c := Counters{Counters: s.clients.Counters()}
 	s.clients.View(func(sessions iter.Seq[*session]) {
 		sum.add(&s.past)
 		for n := range sessions {

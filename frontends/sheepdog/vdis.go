@@ -13,6 +13,7 @@ import (
 
 // answerVDI answers with a vid.
 func (o *op) answerVDI(h vdi.Header) {
+	o.s.server.locks.told(o.s.host, h.Name, h.Family)
 	o.answer(func(head []byte) { wire.PutVDI(head, uint32(h.VID), uint8(min(max(h.Copies, 1), 255)), h.SizeShift) })
 }
 

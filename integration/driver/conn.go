@@ -198,12 +198,19 @@ func (c *Conn) Call(r Request) (*Response, error) {
 	select {
 	case got, ok := <-w:
 		if !ok {
-			return nil, io.ErrUnexpectedEOF
+			return nil, fmt.Errorf("operation %#x is not answered: connection is lost: %w", r.Op, c.lost())
 		}
 		return got, nil
 	case <-time.After(callTimeout):
 		return nil, fmt.Errorf("operation %#x is not answered within %v", r.Op, callTimeout)
 	}
+}
+
+// lost is why the connection is.
+func (c *Conn) lost() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.broken
 }
 
 // Close closes the connection, as a killed client does.

@@ -64,7 +64,7 @@ type Flock struct {
 // FlockOptions of a cluster under test. The zero value is one disk for each node in a directory of the
 // test's own.
 type FlockOptions struct {
-	Disks  func(number int) []string // existing directories of a node, which are numbered from 1
+	Disks  func(number int) []string // existing directories of a node, which are numbered from 1; none: a gateway
 	Config string                    // further configuration, YAML lines at top level (not node or cluster)
 	Net    *Net                      // the nodes' network; nil: loopback
 }
@@ -164,6 +164,9 @@ func (s *Sheep) PlugDisk() string {
 	return dir
 }
 
+// AddDisk puts a disk into the configuration of a daemon, for its next start.
+func (s *Sheep) AddDisk(dir string) { s.setDisks(append(slices.Clone(s.Disks), dir)) }
+
 // DropDisk takes a disk out of the configuration of a daemon, for its next start.
 func (s *Sheep) DropDisk(dir string) {
 	s.setDisks(slices.DeleteFunc(slices.Clone(s.Disks), func(d string) bool { return d == dir }))
@@ -232,8 +235,12 @@ func (f *Flock) node(network, number int) *Sheep {
 		join = n.address(1) + ", " + n.address(2)
 		listen = fmt.Sprintf("listen:\n  admin: %q\n  nbd: %q\n  native: none\n  iscsi: none\nnbd:\n  unix: %s\n", s.Admin(), net.JoinHostPort(Address, strconv.Itoa(nbdPort)), s.Unix)
 	}
-	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\ncluster:\n  join: [%s]\n  secret_file: %s\n%s%s",
-		name, s.address, strings.Join(s.Disks, ", "), join, filepath.Join(f.dir, "secret"), listen, f.opts.Config)
+	state := ""
+	if len(s.Disks) == 0 { // else it is on a disk
+		state = fmt.Sprintf("  state_dir: %s\n", filepath.Join(f.dir, name))
+	}
+	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\n%scluster:\n  join: [%s]\n  secret_file: %s\n%s%s",
+		name, s.address, strings.Join(s.Disks, ", "), state, join, filepath.Join(f.dir, "secret"), listen, f.opts.Config)
 	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
 		f.t.Fatal(err)
 	}
@@ -375,8 +382,11 @@ func (f *Flock) Back(limit time.Duration, nodes ...int) time.Duration {
 		if err := f.Nodes[i].waitReady(); err != nil {
 			f.t.Fatalf("sheep did not come back: %v\n%s", err, f.Nodes[i].Log())
 		}
-		if strings.Count(f.Nodes[i].Log(), runningMessage) <= before[k] {
-			f.t.Fatalf("n%d answers without having started anew", i+1)
+		// It answers some moments before it says so.
+		for deadline := time.Now().Add(startLimit); strings.Count(f.Nodes[i].Log(), runningMessage) <= before[k]; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				f.t.Fatalf("n%d answers without having started anew", i+1)
+			}
 		}
 	}
 	f.WaitWhole(limit)

@@ -2,6 +2,7 @@ package rig
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -21,6 +22,12 @@ import (
 func OwnMounts() (code int, ran bool) {
 	const mark = "SHEEP_OWN_MOUNTS"
 	if os.Getenv(mark) != "" {
+		// What is unmounted here is so in the namespaces of other tests' nodes, too. Else a file system whose power
+		// was cut would live on there, and come back as it was.
+		if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_SHARED, ""); err != nil {
+			fmt.Fprintln(os.Stderr, "mounts are not shared with the namespaces of nodes:", err)
+			return 2, true
+		}
 		return 0, false
 	}
 	runtime.LockOSThread() // the death of a thread counts as that of the parent

@@ -52,6 +52,11 @@ type Request struct {
 	Off, Len  uint32 // bytes; Off+Len <= 1<<SizeShift. Any alignment.
 	Data      []byte // OpRead, OpWrite: Len bytes
 
+	// Sums are the checksums (Sum) of the blocks of Data, if Off and Len are of whole blocks and somebody has
+	// made them already, as those who verify what they receive do: what is damaged from there on is found by
+	// whoever reads it. nil: the store makes them. They belong to the store as Data does.
+	Sums []uint64 // OpWrite
+
 	// Volume and Generation fence requests: a primary that has seen a newer generation
 	// of Volume refuses this one with ErrStale (INV-V1), and has then changed nothing.
 	// Volume 0 is never fenced. A read of generation 0 is not fenced either.

@@ -507,7 +507,7 @@ func (s *state) adopt(c *Adopt) error {
 	if c.VID == 0 || c.VID > object.MaxVID || s.vdis[c.VID] != nil {
 		return nil
 	}
-	delete(s.freed, c.VID)
+	s.unsetFreed(c.VID)
 	v := &VDI{Ref: Ref{c.VID, s.next()}, State: Deleted, Family: s.next(), Policy: c.Policy, SizeShift: object.DefaultSizeShift}
 	v.Generation = v.Serial
 	s.put(v)

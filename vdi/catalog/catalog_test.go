@@ -122,7 +122,11 @@ func dump(m *Machine, out *strings.Builder) {
 		for k := range 8 {
 			if b>>k&1 != 0 {
 				if v, ok := m.Get(object.VID(8*i + k)); !ok || v.VID == 0 {
-					fmt.Fprintf(out, "%s freed, but in use for who searches\n", object.VID(8*i+k))
+					fmt.Fprintf(out, "%s freed, but in use for who searches", object.VID(8*i+k))
+					if o, ok := m.Freed(object.VID(8*i + k)); ok {
+						fmt.Fprintf(out, ", was family %d %q", o.Family, o.Name)
+					}
+					fmt.Fprintln(out)
 				}
 			}
 		}
@@ -187,7 +191,8 @@ func TestSearch(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	m := New()
 	bitmap := make([]byte, 1<<24/8)
-	for range 2000 {
+	past := map[Origin][]object.VID{} // that each had while it was there
+	for i := range 2000 {
 		name := fmt.Sprint("n", rng.IntN(4))
 		live := m.List()
 		switch rng.IntN(4) {
@@ -226,6 +231,19 @@ func TestSearch(t *testing.T) {
 				}
 			}
 		}
+		if i%100 == 0 {
+			b, err := m.Snapshot()
+			if err == nil {
+				err = m.Restore(b)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		checkOrigins(t, m, past)
+	}
+	if len(m.state.origins) == 0 {
+		t.Error("nothing is seen of vids that were freed")
 	}
 	for _, v := range m.List() {
 		m.Apply((&Command{Delete: &Delete{Ref: v.Ref}}).Encode())
@@ -237,5 +255,37 @@ func TestSearch(t *testing.T) {
 	m.Bitmap(bitmap)
 	if i := bytes.IndexFunc(bitmap, func(r rune) bool { return r != 0 }); i >= 0 {
 		t.Errorf("all is deleted, but vid %#x and others are in use", 8*i)
+	}
+	if len(m.state.origins) > 0 {
+		t.Errorf("all is deleted, but what vids were is remembered: %v", m.state.origins)
+	}
+}
+
+// checkOrigins fails unless of each vid that a VDI ever had, as long as the VDI is there, it is known that it had it.
+func checkOrigins(t *testing.T, m *Machine, past map[Origin][]object.VID) {
+	t.Helper()
+	there := map[Origin]bool{}
+	for _, v := range m.List() {
+		if !v.Snapshot {
+			there[v.Origin()] = true
+			if list := past[v.Origin()]; len(list) == 0 || list[len(list)-1] != v.VID {
+				past[v.Origin()] = append(list, v.VID)
+			}
+		}
+	}
+	for o, list := range past {
+		if !there[o] {
+			delete(past, o)
+			continue
+		}
+		for _, vid := range list {
+			was, known := m.Freed(vid)
+			if v, ok := m.Get(vid); ok {
+				was, known = v.Origin(), true
+			}
+			if !known || was != o {
+				t.Fatalf("%s was %v: now it is %v, known: %v", vid, o, was, known)
+			}
+		}
 	}
 }

@@ -77,6 +77,16 @@ type saved struct {
 	VDIs    []*VDI       `json:"vdis"`
 	Freed   []object.VID `json:"freed"`
 	Records []Record     `json:"records,omitempty"`
+	// Origins are what freed vids were, by the first of these. Older versions have none.
+	Origins []savedOrigin `json:"origins,omitempty"`
+}
+
+// savedOrigin is what some of the freed vids were.
+type savedOrigin struct {
+	Name    string       `json:"name"`
+	Family  uint64       `json:"family"`
+	Created int64        `json:"created"`
+	VIDs    []object.VID `json:"vids"`
 }
 
 // Snapshot encodes the state.
@@ -92,12 +102,33 @@ func (m *Machine) Snapshot() ([]byte, error) {
 		s.Freed = append(s.Freed, v)
 	}
 	slices.Sort(s.Freed)
+	s.Origins = m.state.savedOrigins(s.Freed)
 	s.Records = m.state.recordsWith("")
 	b, err := json.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encode catalog: %w", err)
 	}
 	return b, nil
+}
+
+// savedOrigins are the origins of freed vids, which are sorted.
+func (s *state) savedOrigins(freed []object.VID) []savedOrigin {
+	index := map[*origin]int{}
+	var list []savedOrigin
+	for _, v := range freed {
+		o := s.freed[v]
+		if o == nil {
+			continue
+		}
+		i, ok := index[o]
+		if !ok {
+			i = len(list)
+			index[o] = i
+			list = append(list, savedOrigin{Name: o.Name, Family: o.Family, Created: o.Created})
+		}
+		list[i].VIDs = append(list[i].VIDs, v)
+	}
+	return list
 }
 
 // Restore replaces the state by what Snapshot encoded.
@@ -115,7 +146,14 @@ func (m *Machine) Restore(b []byte) error {
 		next.put(v)
 	}
 	for _, v := range s.Freed {
-		next.freed[v] = true
+		next.setFreed(v, nil)
+	}
+	for _, o := range s.Origins {
+		for _, v := range o.VIDs {
+			if next.isFreed(v) {
+				next.setFreed(v, &Origin{o.Name, o.Family, o.Created})
+			}
+		}
 	}
 	for _, r := range s.Records {
 		next.records[r.Key] = r

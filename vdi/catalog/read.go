@@ -99,7 +99,18 @@ func (m *Machine) Policies() []object.PolicyID {
 func (m *Machine) InUse(vid object.VID) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return m.state.vdis[vid] != nil || m.state.freed[vid]
+	return m.state.vdis[vid] != nil || m.state.isFreed(vid)
+}
+
+// Freed returns what a vid was that nobody uses any more, as long as it is not used again: it is not while there is a VDI
+// that goes on from it.
+func (m *Machine) Freed(vid object.VID) (Origin, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if o := m.state.freed[vid]; o != nil {
+		return o.Origin, true
+	}
+	return Origin{}, false
 }
 
 // Bitmap sets the bit of each vid that is in use in the sense of the native protocol, in

@@ -12,10 +12,17 @@ import (
 type state struct {
 	counter uint64 // last serial, family and generation given
 	vdis    map[object.VID]*VDI
-	freed   map[object.VID]bool // used by nobody, but their bit is still set: see free
-	names   map[string]*name    // of live VDIs and snapshots
-	records map[string]Record   // by key
-	putting func(*VDI)          // told of each that is put
+	freed   map[object.VID]*origin // used by nobody, but their bit is still set: see free; nil: it is not known what they were
+	origins map[Origin]*origin     // of freed vids
+	names   map[string]*name       // of live VDIs and snapshots
+	records map[string]Record      // by key
+	putting func(*VDI)             // told of each that is put
+}
+
+// origin is what some freed vids were. They share it: a VDI leaves one for each snapshot that was deleted.
+type origin struct {
+	Origin
+	vids int
 }
 
 // name is what bears it.
@@ -25,7 +32,7 @@ type name struct {
 }
 
 func newState() state {
-	return state{vdis: map[object.VID]*VDI{}, freed: map[object.VID]bool{}, names: map[string]*name{}, records: map[string]Record{}, putting: func(*VDI) {}}
+	return state{vdis: map[object.VID]*VDI{}, freed: map[object.VID]*origin{}, origins: map[Origin]*origin{}, names: map[string]*name{}, records: map[string]Record{}, putting: func(*VDI) {}}
 }
 
 func (s *state) next() uint64 {

@@ -107,6 +107,17 @@ type VDI struct {
 	By     *Node      `json:"by,omitempty"`
 }
 
+// Origin is what a VDI, its snapshots and what comes in its place by a rollback have in common, and no other VDI has: not
+// one of the same name that is made when this one was deleted, nor a clone.
+type Origin struct {
+	Name    string
+	Family  uint64
+	Created int64 // Unix time in ns
+}
+
+// Origin is that of a VDI or snapshot, also of a deleted one.
+func (v *VDI) Origin() Origin { return Origin{v.Name, v.Family, v.Created.UnixNano()} }
+
 // Objects is the number of objects that make up the VDI's size.
 func (v *VDI) Objects() int64 { return (v.Size + 1<<v.SizeShift - 1) >> v.SizeShift }
 

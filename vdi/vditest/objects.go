@@ -11,8 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/zeebo/xxh3"
-
 	"sheepdog/storage/object"
 )
 
@@ -519,7 +517,7 @@ func (o *Objects) Sums(_ context.Context, policy object.PolicyID, id object.ID) 
 	}
 	sums := make([]uint64, 1<<c.shift/blockSize)
 	for n, b := range c.blocks {
-		sums[n] = max(1, xxh3.Hash(b[:]))
+		sums[n] = object.Sum(b[:])
 	}
 	return sums, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
 
+	"sheepdog/cluster/internal/durable"
 	"sheepdog/storage/object"
 )
 
@@ -158,14 +159,11 @@ func create(dir, node string, log *slog.Logger, servers *raft.Configuration) (er
 		return errors.Join(err, os.RemoveAll(temp))
 	}
 	for _, d := range []string{filepath.Join(temp, logDir), temp} {
-		if err := syncDir(d); err != nil {
+		if err := durable.SyncDir(d); err != nil {
 			return err
 		}
 	}
-	if err := os.Rename(temp, filepath.Join(dir, raftDir)); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return durable.Rename(temp, filepath.Join(dir, raftDir))
 }
 
 func createIn(dir, node string, log *slog.Logger, servers *raft.Configuration) (err error) {
@@ -433,7 +431,8 @@ func (l *Log) await(ctx context.Context, wait func() error, response ...func() a
 	}
 	done := make(chan end, 1)
 	// The goroutine ends with the future, which raft completes at the latest when it
-	// shuts down; only after a failure of the disk (see guard) it stays until exit.
+	// shuts down; only after a failure of the disk (see guard) it stays until exit, and if raft has taken
+	// what it then did not look at any more, as it shut down.
 	go func() {
 		e := end{err: wait()}
 		if e.err == nil && len(response) > 0 {
@@ -448,6 +447,13 @@ func (l *Log) await(ctx context.Context, wait func() error, response ...func() a
 		return nil, ctx.Err()
 	case <-l.failed:
 		return nil, l.err
+	case <-l.stop: // raft has shut down
+	}
+	select {
+	case e := <-done:
+		return e.value, e.err
+	default:
+		return nil, raft.ErrRaftShutdown
 	}
 }
 
@@ -496,15 +502,6 @@ func (l *Log) close(handOver bool) (err error) {
 		err = errors.Join(err, lastErr, l.guard.mark.close(last), l.trans.Close(), l.wal.Close(), l.guard.stable.Close())
 	})
 	return err
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 func wrap(err *error, what string) {

@@ -135,6 +135,34 @@ func TestManyProposals(t *testing.T) {
 	}
 }
 
+// raft may take something and shut down before it looks at it: who waits for that waits no longer than until Close, and
+// neither does Close.
+func TestCloseEndsWhatRaftForgets(t *testing.T) {
+	l := open(t, config(bootstrapped(t)))
+	forgotten := make(chan struct{})
+	t.Cleanup(func() { close(forgotten) })
+	l.wait.Add(1)
+	ended := make(chan error, 1)
+	go func() {
+		defer l.wait.Done()
+		_, err := l.await(context.Background(), func() error { <-forgotten; return nil })
+		ended <- err
+	}()
+	closed := make(chan error, 1)
+	go func() { closed <- l.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("Close waits for what raft has forgotten")
+	}
+	if err := <-ended; !errors.Is(err, raft.ErrRaftShutdown) {
+		t.Errorf("the end of the wait is %v", err)
+	}
+}
+
 func TestIdempotence(t *testing.T) {
 	h := newHost(map[string]Machine{"a": new(tally)}, func(string) {})
 	index := uint64(10)

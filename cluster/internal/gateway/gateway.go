@@ -46,6 +46,7 @@ type Request struct {
 
 	began   replica.Time
 	sent    state.Epoch // epoch of the attempt under way; 0: none
+	said    error       // what was answered to the last one
 	retryAt replica.Time
 	part    *partition
 	changes *queue // of the object, for changes
@@ -158,7 +159,7 @@ func (g *Gateway) SetView(now replica.Time, group object.Group, v View) {
 
 // Submit starts a request.
 func (g *Gateway) Submit(now replica.Time, r *Request) {
-	r.Err, r.began, r.sent, r.retryAt, r.waiting, r.changes = nil, now, 0, 0, false, nil
+	r.Err, r.began, r.sent, r.said, r.retryAt, r.waiting, r.changes = nil, now, 0, nil, 0, false, nil
 	r.part = g.part(r.Group)
 	r.part.requests = append(r.part.requests, r)
 	g.open++
@@ -195,7 +196,7 @@ func (g *Gateway) forward(r *Request) {
 // the request be sent again.
 func (g *Gateway) Answered(now replica.Time, r *Request, holders []replica.Peer, err error) {
 	epoch := r.sent
-	r.sent = 0
+	r.sent, r.said = 0, err
 	switch {
 	case errors.Is(err, replica.ErrRetry) && now >= r.began+replica.Time(g.opt.Timeout):
 		g.finish(r, unavailable(r))
@@ -211,8 +212,17 @@ func (g *Gateway) Answered(now replica.Time, r *Request, holders []replica.Peer,
 	}
 }
 
+// unavailable says whom the request has waited for, and why in vain.
 func unavailable(r *Request) error {
-	return fmt.Errorf("%w: nobody has served partition %s in time", object.ErrUnavailable, r.Group)
+	v := &r.part.view
+	switch {
+	case v.Epoch == 0:
+		return fmt.Errorf("%w: nobody has served partition %s in time: this node does not know who holds it", object.ErrUnavailable, r.Group)
+	case r.waiting:
+		return fmt.Errorf("%w: nobody has served partition %s in time: an earlier change of the same blocks is still under way", object.ErrUnavailable, r.Group)
+	}
+	// Not wrapped: whoever looks for the kind of the last answer shall not find it here.
+	return fmt.Errorf("%w: nobody has served partition %s in time: node %d, its primary in epoch %d, said last: %v", object.ErrUnavailable, r.Group, v.ISR[0].Node, v.Epoch, r.said)
 }
 
 // finish gives a request back and begins those that waited for it.

@@ -99,6 +99,7 @@ func TestRequestsFollowTheEpoch(t *testing.T) {
 	expect(t, g, "forward 0 to 1 under 3")
 	g.Answered(11*second, a, nil, replica.ErrRetry)
 	expect(t, g, "done 0 partition unavailable")
+	says(t, a.Err, "node 1, its primary in epoch 3, said last: partition is served elsewhere or later")
 	b := write(1, 1)
 	b.Group.Partition = 9 // of which nothing is known
 	g.Submit(20*second, b)
@@ -106,8 +107,23 @@ func TestRequestsFollowTheEpoch(t *testing.T) {
 	expect(t, g, "")
 	g.Tick(30 * second)
 	expect(t, g, "done 1 partition unavailable")
+	says(t, b.Err, "this node does not know who holds it")
+	c, d := write(2, 1), write(2, 1)
+	g.Submit(40*second, c)
+	g.Submit(40*second, d)
+	g.Tick(50 * second)
+	expect(t, g, "forward 2 to 1 under 3; done 2 partition unavailable")
+	says(t, d.Err, "an earlier change of the same blocks is still under way")
+	g.Answered(50*second, c, nil, nil)
 	if !g.Idle() {
 		t.Error("not idle")
+	}
+}
+
+func says(t *testing.T, err error, want string) {
+	t.Helper()
+	if !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("%v", err)
 	}
 }
 

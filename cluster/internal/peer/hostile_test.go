@@ -244,6 +244,59 @@ func (x *wire) frame(h header, content []byte) []byte {
 	return append(b[:], content...)
 }
 
+// A node connects, gives up, and connects anew, and the handshake of the first connection ends last: the second one stays,
+// and nothing that comes over the first one is carried out.
+func TestLateHandshakeIsLate(t *testing.T) {
+	w := network(t)
+	come, goOn := make(chan struct{}), make(chan struct{})
+	var hellos atomic.Int64
+	b := w.start("b", func(c *Config) {
+		insecure(c)
+		c.Admit = func(Identity, Kind) error {
+			if hellos.Add(1) == 1 {
+				close(come)
+				<-goOn
+			}
+			return nil
+		}
+	})
+	letGo := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(letGo)
+	from := Identity{Cluster: testCluster, Name: "evil"}
+	early := connect(t, b.addr)
+	greeted := make(chan *wire, 1)
+	go func() {
+		_, seed, err := greet(early, from, KindData, "b")
+		if err != nil {
+			t.Error(err)
+		}
+		greeted <- &wire{Conn: early, seed: seed}
+	}()
+	<-come
+	second := w.hostile(t, b)
+	ask := func(x *wire, name byte) {
+		if _, err := x.Write(x.frame(header{typ: frameRequest, op: opHold, head: 1}, []byte{name})); err != nil {
+			t.Log(err)
+		}
+	}
+	ask(second, 2)
+	eventually(t, "the second connection is not served", func() bool { return b.echoes.count() == 1 })
+	letGo()
+	first := <-greeted
+	ask(first, 1)
+	expectClosed(t, "the first connection", first)
+	ask(second, 2)
+	eventually(t, "the second connection has ended", func() bool { return b.echoes.count() == 2 })
+	b.echoes.mu.Lock()
+	for _, r := range b.echoes.held {
+		if r.Head[0] != 2 {
+			t.Error("a request of the first connection was carried out")
+		}
+	}
+	b.echoes.mu.Unlock()
+	b.echoes.let()
+}
+
 // After the hello: what breaks the rules ends the connection and reaches no handler.
 func TestHostileFrames(t *testing.T) {
 	w := network(t)
@@ -356,7 +409,13 @@ func TestStalledNodes(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	check()
-	eventually(t, "it stays connected", func() bool { s := b.Stats(); return s.Incoming == 1 && s.Memory[Data] == 0 })
+	var left Stats
+	defer func() {
+		if t.Failed() {
+			t.Logf("in the end: %+v", left)
+		}
+	}()
+	eventually(t, "it stays connected", func() bool { left = b.Stats(); return left.Incoming == 1 && left.Memory[Data] == 0 })
 	check()
 }
 

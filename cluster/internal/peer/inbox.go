@@ -106,7 +106,8 @@ func (in *inbox) replace() bool {
 		in.w = copy(c.b, c.b[in.r:in.w])
 		in.r = 0
 		return true
-	case (c != nil || in.busy) && (in.budget == nil || in.budget.tryChunk()):
+	case (c != nil || in.busy || in.own.refs.Load() > 0) && (in.budget == nil || in.budget.tryChunk()):
+		// A request that takes long may hold the small one.
 		next = bigChunks.Get().(*chunk)
 		next.inbox = in
 		if in.budget != nil {
@@ -156,6 +157,8 @@ func (in *inbox) await(ok func() bool) error {
 	if in.pause != nil {
 		in.pause()
 	}
+	// Meanwhile it is not the other side that is silent.
+	defer in.c.listening.Store(in.c.listening.Swap(false))
 	in.waiting.Store(true)
 	defer in.waiting.Store(false)
 	for !ok() {

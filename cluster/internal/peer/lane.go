@@ -149,10 +149,15 @@ const (
 func (l *lane) run() {
 	pause := firstPause
 	for {
+		self := l.t.Identity()
 		c, err := l.p.connect(l.class)
 		if err == nil {
 			if l.up(c) {
+				if l.t.Identity() != self {
+					c.fail(errIdentity) // SetIdentity may have come before there was a connection
+				}
 				err = l.serve(c)
+				l.t.gaveUp(l.p.name, c)
 				pause = firstPause
 			} else {
 				err = ErrClosed

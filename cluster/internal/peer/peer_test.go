@@ -390,6 +390,51 @@ func TestSetIdentity(t *testing.T) {
 	}
 }
 
+// An identity that changes while a connection is being made is the one that counts, whichever side changes:
+// a node that goes by an earlier one is not listened to.
+func TestSetIdentityDuringHandshake(t *testing.T) {
+	modes(t, func(t *testing.T, mode func(*Config)) {
+		w := network(t)
+		for _, dialer := range []bool{true, false} {
+			changes := make(chan *node, 1)
+			var once sync.Once
+			a := w.start("a", mode)
+			b := w.start("b", func(c *Config) {
+				mode(c)
+				c.Admit = func(Identity, Kind) error { // between the two hellos
+					once.Do(func() {
+						n := <-changes
+						id := n.Identity()
+						id.Incarnation++
+						if err := n.SetIdentity(id); err != nil {
+							t.Error(err)
+						}
+					})
+					return nil
+				}
+			})
+			if changes <- b; dialer {
+				<-changes
+				changes <- a
+			}
+			eventually(t, "the two do not come to know each other", func() bool {
+				if a.do("b", &Call{Op: opEcho, Head: []byte{1}}).Err != nil {
+					return false
+				}
+				a.Peer("b").Submit(&Call{Op: opHold, Done: func(*Call) {}})
+				a.Peer("b").Kick()
+				eventually(t, "a request gets lost", func() bool { return b.echoes.count() > 0 })
+				b.echoes.mu.Lock()
+				from := *b.echoes.held[0].From
+				b.echoes.mu.Unlock()
+				b.echoes.let()
+				to, ok := a.Peer("b").Identity(Data)
+				return ok && from == a.Identity() && to == b.Identity()
+			})
+		}
+	})
+}
+
 // Close answers what is under way.
 func TestCloseAnswers(t *testing.T) {
 	modes(t, func(t *testing.T, mode func(*Config)) {
@@ -474,5 +519,91 @@ func TestHeartbeats(t *testing.T) {
 		if e := <-a.events; !e.Up {
 			t.Errorf("lost: %v", e.Err)
 		}
+	}
+}
+
+// A request that takes longer than a node may be silent holds what it came in, and neither the connection nor
+// what comes behind it, as long as there is memory. If there is none those behind it wait, and that is not
+// the other side's silence.
+func TestLongRequest(t *testing.T) {
+	for _, scarce := range []bool{false, true} {
+		t.Run(fmt.Sprint("scarce=", scarce), func(t *testing.T) {
+			modes(t, func(t *testing.T, mode func(*Config)) {
+				w := network(t)
+				change := func(c *Config) { mode(c); c.Heartbeat = 20 * time.Millisecond; c.Silence = 200 * time.Millisecond }
+				a, b := w.start("a", change), w.start("b", change)
+				t.Cleanup(b.echoes.let) // else nothing ends
+				if scarce {
+					for b.budgets[Bulk].tryChunk() {
+					}
+				}
+				call := func(op uint16, n int) <-chan error {
+					done := make(chan error, 1)
+					p := a.Peer("b")
+					p.Submit(&Call{Class: Bulk, Op: op, Data: make([]byte, n), Want: n, Done: func(c *Call) { done <- c.Err }})
+					p.Kick()
+					return done
+				}
+				long := call(opHold, 10)
+				eventually(t, "the long request does not arrive", func() bool { return b.echoes.count() == 1 })
+				if !scarce { // what comes next does not fit beside it
+					for range 2 * smallChunk / inPlaceMax {
+						if err := <-call(opEcho, inPlaceMax); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				time.Sleep(50 * time.Millisecond) // the receiver gives back what it does not need
+				var behind []<-chan error
+				for range 2 * smallChunk / inPlaceMax {
+					behind = append(behind, call(opEcho, inPlaceMax))
+				}
+				if scarce {
+					time.Sleep(3 * a.cfg.Silence)
+				}
+				for _, done := range behind {
+					if scarce {
+						b.echoes.let()
+					}
+					select {
+					case err := <-done:
+						if err != nil {
+							t.Errorf("behind a long request: %v", err)
+						}
+					case <-time.After(testTimeout):
+						t.Fatal("what comes behind a long request is not answered before that is")
+					}
+				}
+				if !scarce {
+					time.Sleep(3 * a.cfg.Silence)
+				}
+				b.echoes.let()
+				if err := <-long; err != nil {
+					t.Errorf("a request that takes long: %v", err)
+				}
+				if s := a.log.String() + b.log.String(); s != "" {
+					t.Errorf("logged: %s", s)
+				}
+			})
+		})
+	}
+}
+
+// A connection that is given up is told of by who gives it up, once.
+func TestSilenceIsTold(t *testing.T) {
+	w := network(t)
+	b := w.start("b", func(c *Config) { c.Heartbeat = 20 * time.Millisecond; c.Silence = 200 * time.Millisecond })
+	a := w.start("a", func(c *Config) { c.Heartbeat = time.Hour; c.Silence = 3 * time.Hour })
+	// It is asked nothing and says nothing but what it is asked: its answers to heartbeats are held up.
+	if c := a.do("b", &Call{Op: opEcho}); c.Err != nil {
+		t.Fatal(c.Err)
+	}
+	c := a.Peer("b").lanes[Data].conn
+	c.pong.busy.Store(true)
+	eventually(t, "a silent node is kept", func() bool { return !b.Hears("a", Data) || a.Peer("b").lanes[Data].count == 0 })
+	c.pong.busy.Store(false)
+	eventually(t, "it is not told", func() bool { return b.log.count() > 0 })
+	if s := b.log.String(); b.log.count() != 1 || !strings.Contains(s, errSilent.Error()) || !strings.Contains(s, "node=a") || !strings.Contains(s, "class=data") {
+		t.Errorf("logged: %s", s)
 	}
 }

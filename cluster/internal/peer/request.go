@@ -82,7 +82,14 @@ func (r *Request) Reply(err error) {
 	}
 	h.head, h.data = uint16(len(r.frame.head)), uint32(len(r.frame.data))
 	h.encode(&r.frame.header, r.s.c.seed)
-	r.s.c.out.putWake(&r.frame)
+	out := &r.s.c.out
+	if r.s.inflight.Load() > 1 {
+		out.putWake(&r.frame)
+		return
+	}
+	// Nothing else is under way that could be sent with it, and to wake the sender would take longer than to send.
+	out.put(&r.frame)
+	out.flush()
 }
 
 // sent implements sendable: the end of the request.

@@ -124,6 +124,9 @@ func (s *session) decode() error {
 		if !ok || err != nil {
 			return err
 		}
+		if s.c.dead() { // nobody would hear of what is still here
+			return s.c.err
+		}
 		switch h.typ {
 		case framePing, framePong:
 			s.c.in.take(headerSize)

@@ -35,6 +35,8 @@ type Transport struct {
 	listeners map[net.Listener]struct{}
 	incoming  map[net.Conn]*session // nil during the handshake and of raft
 	newest    map[sender]*session   // of each node and class
+	latest    map[sender]uint64     // turn of the latest that there was
+	turns     uint64                // connections accepted
 	halfOpen  map[string]int        // handshakes by address
 	opening   int                   // handshakes
 	conns     map[*conn]struct{}    // all that have heartbeats
@@ -49,7 +51,7 @@ func New(cfg Config) (*Transport, error) {
 	}
 	t := &Transport{
 		cfg: cfg, quiet: quiet{log: cfg.Logger},
-		peers: map[string]*Peer{}, listeners: map[net.Listener]struct{}{}, incoming: map[net.Conn]*session{}, newest: map[sender]*session{},
+		peers: map[string]*Peer{}, listeners: map[net.Listener]struct{}{}, incoming: map[net.Conn]*session{}, newest: map[sender]*session{}, latest: map[sender]uint64{},
 		halfOpen: map[string]int{}, conns: map[*conn]struct{}{},
 	}
 	var err error
@@ -189,13 +191,16 @@ func (t *Transport) accept(nc net.Conn) {
 		return
 	}
 	t.incoming[nc] = nil
+	t.turns++
+	turn := t.turns
 	t.opening++
 	t.halfOpen[host]++
 	t.running.Add(1)
 	t.mu.Unlock()
 	go func() {
 		defer t.running.Done()
-		s, h, seed, err := t.answer(nc)
+		self := t.Identity()
+		s, h, seed, err := t.answer(nc, self)
 		t.opened(host)
 		if err == nil && h.kind == KindRaft {
 			err = t.raft.deliver(nc, s, h.from)
@@ -203,7 +208,7 @@ func (t *Transport) accept(nc net.Conn) {
 				return // it is raft's now, which closes it
 			}
 		} else if err == nil {
-			t.serve(nc, s, &h, seed)
+			t.serve(nc, s, &h, seed, self, turn)
 		}
 		if err != nil {
 			t.strange(host, nc, &h, err)
@@ -243,14 +248,14 @@ func (t *Transport) strange(host string, nc net.Conn, h *hello, err error) {
 	}
 }
 
-// answer carries out the accepting side of the handshake.
-func (t *Transport) answer(nc net.Conn) (s stream, h hello, seed uint64, err error) {
+// answer carries out the accepting side of the handshake, as who this node is.
+func (t *Transport) answer(nc net.Conn, self Identity) (s stream, h hello, seed uint64, err error) {
 	defer t.until(t.ctx, nc)()
 	s, certified, err := t.secure(nc, false)
 	if err != nil {
 		return s, h, 0, err
 	}
-	h, seed, err = receive(s, t.Identity(), certified, t.admit)
+	h, seed, err = receive(s, self, certified, t.admit)
 	return s, h, seed, err
 }
 
@@ -299,18 +304,19 @@ func (t *Transport) admit(h *hello) *RefusedError {
 	return nil
 }
 
-// serve serves a node's requests until it disconnects.
-func (t *Transport) serve(nc net.Conn, st stream, h *hello, seed uint64) {
+// serve serves a node's requests until it disconnects. The node was told that this one is self; turn says
+// when it has come.
+func (t *Transport) serve(nc net.Conn, st stream, h *hello, seed uint64, self Identity, turn uint64) {
 	class, _ := h.kind.class()
 	c := newConn(st, class, h.from, seed, t.budgets[class])
 	s := newSession(c, t)
 	t.mu.Lock()
 	t.incoming[nc] = s
-	if t.closing {
+	if t.closing || t.Identity() != self { // SetIdentity may have come before there was a session
 		s.shut()
 	}
 	t.mu.Unlock()
-	defer t.succeed(sender{h.from.Name, class}, s)()
+	defer t.succeed(sender{h.from.Name, class}, s, turn)()
 	t.keep(c)
 	log := t.cfg.Logger.With("node", h.from.Name, "peer", nc.RemoteAddr().String(), "class", class.String())
 	log.Debug("node connected", "incarnation", h.from.Incarnation)
@@ -320,7 +326,18 @@ func (t *Transport) serve(nc net.Conn, st stream, h *hello, seed uint64) {
 		t.quiet.warn(hostOf(nc.RemoteAddr())+" "+h.from.Name, "connection closed: "+errProtocol.Error(), "peer", nc.RemoteAddr().String(), "node", h.from.Name, "reason", err.Error())
 		return
 	}
+	t.gaveUp(h.from.Name, c)
 	log.Debug("node disconnected", "reason", err)
+}
+
+// gaveUp logs that this side has ended a connection because of what the other side did, or did
+// not. The other side finds it lost and cannot know why.
+func (t *Transport) gaveUp(node string, c *conn) {
+	for _, why := range [...]error{errSilent, errStalled, errProtocol} {
+		if errors.Is(c.err, why) {
+			t.quiet.warn(node, "connection given up: "+why.Error(), "node", node, "class", c.class.String(), "peer", c.raw.RemoteAddr().String(), "reason", c.err.Error())
+		}
+	}
 }
 
 // sender is who sends requests of a class.
@@ -331,12 +348,17 @@ type sender struct {
 
 // succeed has a session take the place of the one that its node had for its class: when
 // it returns, no request of that one reaches the handler any more. So requests that are
-// sent again are not overtaken by what was sent before. What it returns is to be called
-// when the session has ended.
-func (t *Transport) succeed(who sender, s *session) (end func()) {
+// sent again are not overtaken by what was sent before. A session whose handshake took longer than that
+// of one that came after it has failed already, and takes no request. What it returns is to be called when the session has ended.
+func (t *Transport) succeed(who sender, s *session, turn uint64) (end func()) {
 	t.mu.Lock()
+	if turn < t.latest[who] {
+		t.mu.Unlock()
+		s.c.fail(errSucceeded)
+		return func() {}
+	}
 	old := t.newest[who]
-	t.newest[who] = s
+	t.newest[who], t.latest[who] = s, turn
 	t.mu.Unlock()
 	if old != nil {
 		old.c.fail(errSucceeded)

@@ -38,9 +38,9 @@ func (r *Replicas) Forward(to replica.Peer, epoch state.Epoch, f *Forward, done 
 	case VerbRead:
 		c.ReplyData, c.Want = t.Data, len(t.Data)
 	case VerbWrite:
-		t.sum = xxh3.Hash(t.Data)
+		t.content.of(t.Off, t.Data)
 		f.from, t.number = r, r.kept.keep(f)
-		m.sum, m.keeps = t.sum, t.number
+		m.sum, m.keeps = t.content.sum, t.number
 		c.Data = t.Data
 	case VerbStat, VerbSums, VerbList:
 		c.Want = peer.MaxData
@@ -56,8 +56,9 @@ func forwarded(c *peer.Call) {
 	t := &f.Task
 	if t.number != 0 {
 		f.from.kept.drop(f, t.number)
-		t.number, t.sum = 0, 0
+		t.number = 0
 	}
+	t.content.made = false
 	t.Holders = nil
 	if t.Err = unknown(c.Err); t.Err == nil {
 		t.Err = f.answer()

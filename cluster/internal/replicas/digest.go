@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 
 	"github.com/zeebo/xxh3"
+
+	"sheepdog/storage/object"
 )
 
 // Of two objects that are to be made equal, mostly a few blocks differ. Who asks sends a
@@ -25,12 +27,54 @@ func digests(sums []uint64) []uint64 {
 	return list
 }
 
-func digest(sums []uint64) uint64 {
+// digest is the xxh3 of checksums in little-endian bytes; of more than a stretch, each stretch's has that of those before
+// it as its seed.
+func digest(sums []uint64) (d uint64) {
 	var b [stretch * 8]byte
-	for i, s := range sums {
-		binary.LittleEndian.PutUint64(b[i*8:], s)
+	for len(sums) > 0 {
+		n := min(stretch, len(sums))
+		for i, s := range sums[:n] {
+			binary.LittleEndian.PutUint64(b[i*8:], s)
+		}
+		d = xxh3.HashSeed(b[:n*8], d)
+		sums = sums[n:]
 	}
-	return xxh3.Hash(b[:len(sums)*8])
+	return d
+}
+
+// content is the data of a write with what its receivers know it by.
+type content struct {
+	// sums are the checksums of the blocks of the data, made once, when it came to this node, and stored with it; none
+	// if it is not of whole blocks.
+	sums []uint64
+	sum  uint64 // what travels: the digest of sums, or the xxh3 of data that is not of whole blocks
+	made bool
+}
+
+// of makes it what it is of data that is written at off, unless it is already.
+func (c *content) of(off uint32, data []byte) {
+	if c.made {
+		return
+	}
+	c.made, c.sums = true, c.sums[:0]
+	if (uint64(off)|uint64(len(data)))%object.BlockSize == 0 {
+		c.sums = object.AppendSums(c.sums, data)
+		c.sum = digest(c.sums)
+	} else {
+		c.sum = xxh3.Hash(data)
+	}
+}
+
+// arrived is of for data that has come over the network. It fails if the data is not what its sender sent.
+func (c *content) arrived(m *action, data []byte) error {
+	c.made = false
+	if len(data) != int(m.len) {
+		return errDamaged
+	}
+	if c.of(m.off, data); c.sum != m.sum {
+		return errDamaged
+	}
+	return nil
 }
 
 // appendDifference appends the stretches of a table that do not have the digests of the

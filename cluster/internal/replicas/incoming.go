@@ -21,6 +21,7 @@ type incoming struct {
 	effect   replica.Effect // the Apply of change
 	data     []byte         // of change
 	own      *[]byte        // what it lies in, if this node had kept it
+	content  content        // of data
 	write    object.Request
 	question question
 	task     Task          // opAct
@@ -142,10 +143,10 @@ func (in *incoming) act() error {
 		in.req.ReplyData = in.req.ReplyData[:m.len]
 		t.Data = in.req.ReplyData
 	case VerbWrite:
-		if t.Data = in.req.Data; xxh3.Hash(t.Data) != m.sum {
-			return errDamaged
+		t.Data = in.req.Data
+		if err := t.content.arrived(&m.action, t.Data); err != nil {
+			return err
 		}
-		t.sum = m.sum
 	}
 	in.r.Submit(t)
 	return nil
@@ -207,8 +208,10 @@ func (in *incoming) takeChange() error {
 		return errMessage
 	case m.kept != 0 && (m.verb != VerbWrite || in.req.Op != opChange || len(in.req.Data) > 0):
 		return errMessage
-	case m.verb == VerbWrite && in.req.Op == opChange && m.kept == 0 && (len(in.req.Data) != int(m.len) || xxh3.Hash(in.req.Data) != m.sum):
-		return errDamaged
+	case m.verb == VerbWrite && in.req.Op == opChange && m.kept == 0:
+		if err := in.content.arrived(&m.action, in.req.Data); err != nil {
+			return err
+		}
 	}
 	if err := in.find(&m.route); err != nil {
 		return err
@@ -237,7 +240,7 @@ func (in *incoming) store() {
 		in.write = object.Request{
 			Op:    [...]object.Op{VerbWrite: object.OpWrite, VerbZero: object.OpZero, VerbDiscard: object.OpDiscard}[m.verb],
 			Flags: m.flags, SizeShift: m.shift, ID: m.id, Policy: m.group.Policy, Partition: m.group.Partition,
-			Off: m.off, Len: m.len, Data: in.data, Version: m.version, Done: incomingStored, Owner: in,
+			Off: m.off, Len: m.len, Data: in.data, Sums: in.content.sums, Version: m.version, Done: incomingStored, Owner: in,
 		}
 		in.r.cfg.Store.Submit(&in.write)
 	}

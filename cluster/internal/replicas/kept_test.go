@@ -5,8 +5,6 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/zeebo/xxh3"
-
 	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/internal/replica"
 	"sheepdog/cluster/state"
@@ -14,8 +12,9 @@ import (
 )
 
 func keptWrite(data string) (*Forward, change) {
-	f := &Forward{Task: Task{Verb: VerbWrite, ID: 7, Off: 4096, Len: uint32(len(data)), Data: []byte(data), sum: xxh3.HashString(data)}}
-	return f, change{action: action{VerbWrite, 0, 22, 7, 4096, uint32(len(data)), f.sum}}
+	f := &Forward{Task: Task{Verb: VerbWrite, ID: 7, Off: 4096, Len: uint32(len(data)), Data: []byte(data)}}
+	f.content.of(f.Off, f.Data)
+	return f, change{action: action{VerbWrite, 0, 22, 7, 4096, uint32(len(data)), f.content.sum}}
 }
 
 func TestKeptDataIsACopy(t *testing.T) {

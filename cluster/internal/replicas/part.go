@@ -64,6 +64,7 @@ const (
 	evGrant
 	evSpace  // of peer: tight
 	evFailed // peer's disk
+	evLeave  // this node's disk is out of service, or to be taken out
 	evCurrent
 )
 
@@ -161,10 +162,9 @@ func (p *part) event(e *event) {
 	switch e.kind {
 	case evView:
 		p.p.SetView(now, *e.view)
-		if !p.p.Holder() && r.cfg.Store.Failed(p.group) && r.cfg.Store.Abandon(p.group) {
-			p.p.Renounce()
-			r.cfg.Logger.Info("partition gets another disk, for its own is out of service", "partition", p.group.String())
-		}
+		p.leaveDisk()
+	case evLeave:
+		p.leaveDisk()
 	case evTick:
 		p.p.Tick(now)
 	case evSubmit:
@@ -203,6 +203,15 @@ func (p *part) event(e *event) {
 		p.p.SetTight(e.peer, e.tight)
 	case evCurrent:
 		p.p.Current()
+	}
+}
+
+// leaveDisk gives the partition another disk if its own is out of service, or to be taken out, and
+// nothing counts of what is there. It begins with nothing then.
+func (p *part) leaveDisk() {
+	if r := p.r; !p.p.Holder() && r.cfg.Store.Failed(p.group) && r.cfg.Store.Abandon(p.group) {
+		p.p.Renounce()
+		r.cfg.Logger.Info("partition gets another disk, for its own is out of service", "partition", p.group.String())
 	}
 }
 

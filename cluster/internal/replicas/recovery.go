@@ -1,6 +1,7 @@
 package replicas
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -17,10 +18,13 @@ type recovery struct {
 
 // brought is what one node was brought since its recovery began.
 type brought struct {
-	began   replica.Time
-	objects uint64
-	bytes   uint64
-	rate    rate
+	began      replica.Time
+	seen       replica.Time // when the node last learned something, as far as known
+	objects    uint64
+	bytes      uint64
+	partitions uint64 // that are in sync now
+	rate       rate
+	failure    error // of what was tried since the node last made durable what it had; nil: none
 }
 
 // rate is what came to pass lately: a mean in which an older second counts less.
@@ -57,15 +61,34 @@ func (r *recovery) brought(now replica.Time, to replica.Peer, bytes uint64) {
 	b.rate.add(now, float64(bytes))
 }
 
+// tried notes how something has ended that brings a learner in sync. done: it was the last step of
+// a partition. What is of another epoch, or waits for room, is no failure: it is tried again at once.
+func (r *recovery) tried(now replica.Time, to replica.Peer, done bool, err error) {
+	if err == nil && !done || errors.Is(err, replica.ErrEpoch) || errors.Is(err, replica.ErrBusy) {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b := r.of(now, to)
+	if b.failure = err; err == nil {
+		b.partitions++
+	}
+}
+
+// forgetAfter is for how long a recovery counts as the same one although the node learns nothing:
+// partitions get learners some at a time.
+const forgetAfter = replica.Time(10 * time.Second)
+
 func (r *recovery) of(now replica.Time, to replica.Peer) *brought {
 	b := r.nodes[to]
-	if b == nil {
+	if b == nil || now > b.seen+forgetAfter {
 		if r.nodes == nil {
 			r.nodes = map[replica.Peer]*brought{}
 		}
 		b = &brought{began: now, rate: rate{at: now}}
 		r.nodes[to] = b
 	}
+	b.seen = now
 	return b
 }
 
@@ -78,8 +101,10 @@ type Recovering struct {
 	NoSpace    bool // partitions wait until the node has space
 	Since      time.Duration
 	Done       uint64  // objects
+	InSync     uint64  // partitions that were brought in sync
 	DoneBytes  uint64  // that were not equal
 	Rate       float64 // bytes per second, lately
+	Failure    error   // of what was tried since a partition was last completed; nil: none
 }
 
 // Recovery tells it of all nodes that learn from this one, by their numbers.
@@ -107,8 +132,8 @@ func (r *Replicas) Recovery() []Recovering {
 	}
 	r.recovery.mu.Lock()
 	defer r.recovery.mu.Unlock()
-	for m := range r.recovery.nodes {
-		if nodes[m] == nil {
+	for m, b := range r.recovery.nodes {
+		if nodes[m] == nil && now > b.seen+forgetAfter {
 			delete(r.recovery.nodes, m)
 		}
 	}
@@ -116,7 +141,9 @@ func (r *Replicas) Recovery() []Recovering {
 	for m, n := range nodes {
 		b := r.recovery.of(now, m)
 		b.rate.add(now, 0)
+		n.InSync = b.partitions
 		n.Since, n.Done, n.DoneBytes, n.Rate = time.Duration(now-b.began), b.objects, b.bytes, b.rate.value
+		n.Failure = b.failure
 		list = append(list, *n)
 	}
 	slices.SortFunc(list, func(a, b Recovering) int { return int(a.Node) - int(b.Node) })

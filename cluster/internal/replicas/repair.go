@@ -44,6 +44,7 @@ func (p *part) askFor(to replica.Peer, epoch state.Epoch, session uint32, asks b
 			report, have, err = decodeReport(c.ReplyData)
 		}
 		if asks {
+			p.r.recovery.tried(now, to, false, err)
 			q.Asked(now, to, epoch, report, have, err)
 		} else {
 			q.Surveyed(now, to, epoch, report, err)
@@ -81,6 +82,7 @@ func (p *part) sync(e *replica.Effect) {
 		if p.r.settling.Add(-burden); burden > 0 {
 			signal(p.r.wake)
 		}
+		p.r.recovery.tried(now, to, true, c.Err)
 		q.Synced(now, to, epoch, c.Err)
 	})
 }
@@ -142,6 +144,8 @@ func (p *part) repair(e *replica.Effect) {
 	p.do(to, c, func(now replica.Time, q *replica.Partition, c *peer.Call) {
 		if d := (decoder{b: c.ReplyHead}); op != nil && c.Err == nil {
 			p.r.recovery.brought(now, to, d.u64())
+		} else if op != nil {
+			p.r.recovery.tried(now, to, false, c.Err)
 		}
 		q.Repaired(now, op, to, id, epoch, unknown(c.Err))
 	})

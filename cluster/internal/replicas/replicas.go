@@ -155,6 +155,7 @@ func New(ctx context.Context, cfg Config) (*Replicas, error) {
 		wake: make(chan struct{}, 1), kicks: make(chan struct{}, 1), purging: make(chan struct{}, purgesAtATime),
 	}
 	r.opt = replica.Options{Self: cfg.Self, AckTimeout: cfg.AckTimeout, LearnerTimeout: cfg.LearnerTimeout, Resend: cfg.Resend}
+	r.pace.phase = time.Duration(r.start.UnixNano()) % pacePeriod
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	groups, err := cfg.Store.Groups(ctx)
 	for _, g := range groups {
@@ -380,10 +381,11 @@ func (r *Replicas) Pump() bool {
 	return true
 }
 
-// Kick carries out what was held back for company.
+// Kick carries out what was held back for company: others have their part to do while this node does its own.
 func (r *Replicas) Kick() {
-	r.cfg.Store.Kick()
 	r.out.kick()
+	r.cfg.Store.Kick()
+	r.out.kick() // what came of that
 }
 
 // kickSoon is Kick for who may not call it now.

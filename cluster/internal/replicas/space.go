@@ -2,6 +2,8 @@ package replicas
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +17,9 @@ import (
 // its answers to changes; and each node asks the others, so that it hears also when there is
 // space again, or before it sends anything.
 type spaces struct {
-	asked replica.Time // of the goroutine that ticks
+	// Of the goroutine that ticks.
+	asked  replica.Time
+	strays strays
 
 	mu   sync.Mutex
 	busy map[replica.Peer]bool
@@ -37,10 +41,43 @@ func (s *spaces) tick(r *Replicas) {
 	r.mu.RLock()
 	v := r.view
 	r.mu.RUnlock()
+	s.strays.look(r)
+	r.leaveDisks()
 	r.tell(r.cfg.Self, r.cfg.Store.Tight, r.cfg.Store.Failed)
 	for _, n := range v.Nodes {
 		if n.ID != r.cfg.Self.Node && n.State == state.NodeUp && len(n.Disks) > 0 {
 			s.ask(r, replica.Peer{Node: n.ID, Incarnation: n.Incarnation})
+		}
+	}
+}
+
+// strays are the partitions of which nothing but a mark is here. Where a disk goes they have to leave it too: what
+// is left of them, and how far it went, must not be taken for what is on the next disk.
+type strays struct {
+	known bool
+	list  []object.Group
+}
+
+// look has the strays looked at whose disk is out of service, or to be taken out. It is called when the node is
+// current, that is, when there is a part for all that anything else is known of: few are left, mostly none.
+func (s *strays) look(r *Replicas) {
+	if !s.known {
+		s.known, s.list = true, slices.SortedFunc(maps.Keys(r.cfg.Marks), compareGroups)
+	}
+	s.list = slices.DeleteFunc(s.list, func(g object.Group) bool {
+		r.mu.RLock()
+		p := r.parts[g]
+		r.mu.RUnlock()
+		return p != nil || r.cfg.Store.Failed(g) && r.part(g) != nil
+	})
+}
+
+// leaveDisks has partitions leave disks that are out of service, or to be taken out, also those
+// that nothing else happens to.
+func (r *Replicas) leaveDisks() {
+	for _, p := range r.all() {
+		if !p.holder.Load() && r.cfg.Store.Failed(p.group) {
+			p.post(event{kind: evLeave})
 		}
 	}
 }

@@ -3,9 +3,6 @@ package replicas
 import (
 	"errors"
 	"fmt"
-	"time"
-
-	"github.com/zeebo/xxh3"
 
 	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/internal/replica"
@@ -59,14 +56,13 @@ type Task struct {
 	members  []replica.Peer // VerbCompare: with whom
 	findings []Finding
 
-	began  replica.Time // 0: not measured
-	beside bool         // something was on its way to a learner then
+	began replica.Time // 0: not measured
 
-	op    replica.Op
-	part  *part
-	epoch state.Epoch // of the Apply under way
-	req   object.Request
-	sum   uint64 // of Data, for the members
+	op      replica.Op
+	part    *part
+	epoch   state.Epoch // of the Apply under way
+	req     object.Request
+	content content // of Data
 
 	// The data is kept under a number until the task is answered: by this node, or by the gateway
 	// that the task came from. 0: it is not.
@@ -112,7 +108,7 @@ func (r *Replicas) Submit(t *Task) {
 		r.clients.Add(1)
 	}
 	if err != nil {
-		t.Err, t.sum = err, 0
+		t.Err, t.content.made = err, false
 		t.Done(t)
 		return
 	}
@@ -120,7 +116,7 @@ func (r *Replicas) Submit(t *Task) {
 	if t.Verb < VerbCompare {
 		r.waiting.Add(1)
 		if t.counts() && r.paced.Load() {
-			t.began, t.beside = r.now(), r.burden() > 0
+			t.began = r.now()
 		}
 	}
 	t.op = replica.Op{ID: t.ID, Read: !t.Verb.Changes(), Whole: t.Verb >= VerbDelete, Grows: t.grows(), Owner: t}
@@ -160,6 +156,9 @@ func (t *Task) apply(e *replica.Effect) {
 		Op:    [...]object.Op{VerbRead: object.OpRead, VerbWrite: object.OpWrite, VerbZero: object.OpZero, VerbDiscard: object.OpDiscard}[t.Verb],
 		Flags: t.Flags, SizeShift: t.SizeShift, ID: t.ID, Policy: t.Group.Policy, Partition: t.Group.Partition,
 		Off: t.Off, Len: t.Len, Data: t.Data, Version: e.Version, Done: taskStored, Owner: t,
+	}
+	if t.Verb == VerbWrite && t.content.made {
+		t.req.Sums = t.content.sums
 	}
 	if e.Careful {
 		t.req.Flags |= object.FlagNoGrow
@@ -229,10 +228,8 @@ func (t *Task) send(e *replica.Effect) {
 	c := &s.call
 	c.Data = nil
 	if t.Verb == VerbWrite {
-		if t.sum == 0 {
-			t.sum = xxh3.Hash(t.Data)
-		}
-		if c.Data, m.sum = t.Data, t.sum; t.keeps(e.To) {
+		t.content.of(t.Off, t.Data)
+		if c.Data, m.sum = t.Data, t.content.sum; t.keeps(e.To) {
 			c.Data, m.kept = nil, t.number
 		}
 	}
@@ -262,9 +259,9 @@ func (t *Task) finish(holders []replica.Peer) {
 		r.waiting.Add(-1)
 	}
 	if t.began != 0 && t.op.Err == nil {
-		r.pace.took(time.Duration(r.now()-t.began), t.beside || r.burden() > 0)
+		r.pace.took(t.began, r.now())
 	}
-	t.Err, t.part, t.sum = t.op.Err, nil, 0
+	t.Err, t.part, t.content.made = t.op.Err, nil, false
 	if t.Err == nil && t.Verb.Changes() {
 		t.Holders = holders
 	}

@@ -92,7 +92,7 @@ type action struct {
 	id    object.ID
 	off   uint32
 	len   uint32
-	sum   uint64 // xxh3 of the data that is written; else 0
+	sum   uint64 // of the data that is written, see content; else 0
 }
 
 func (m *action) append(b []byte) []byte {

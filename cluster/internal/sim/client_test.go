@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"sheepdog/cluster/internal/replicas"
 	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
 	"sheepdog/vdi/catalog"
@@ -51,6 +52,7 @@ type access struct {
 	first   int // sector
 	n       int
 	scratch bool
+	whole   bool // the object is deleted
 	values  []uint64
 	at      time.Duration
 	ended   bool
@@ -300,8 +302,9 @@ func (s *session) request() {
 	if a.Op == object.OpWrite && w.chance(0.08) { // objects with holes, which nobody reads
 		a.ID, a.scratch = object.DataID(a.Volume, scratch+uint32(w.rng.IntN(2))), true
 		a.Op = []object.Op{object.OpWrite, object.OpZero, object.OpDiscard}[w.rng.IntN(3)]
+		a.whole = a.Op == object.OpDiscard && w.chance(0.5)
 	}
-	if a.Op != object.OpRead && w.chance(0.05) {
+	if a.Op != object.OpRead && !a.whole && w.chance(0.05) {
 		a.Flags = object.FlagFUA
 	}
 	a.Partition = object.Partition(w.partitionOf(a.ID))
@@ -337,7 +340,12 @@ func (s *session) request() {
 			}
 		})
 	}
-	l.gates.Submit(&a.Request)
+	if a.whole {
+		t := replicas.Task{Group: object.Group{Policy: a.Policy, Partition: a.Partition}, ID: a.ID, Verb: replicas.VerbDelete, Volume: a.Volume, Generation: a.Generation}
+		l.gates.Do(t, func(_ *replicas.Task, err error) { a.Complete(err) })
+	} else {
+		l.gates.Submit(&a.Request)
+	}
 	l.kick()
 }
 
@@ -349,7 +357,7 @@ func (a *access) done() {
 	a.ended = true
 	w.longest = max(w.longest, w.now()-a.at)
 	p := int(a.Partition)
-	if a.Op == object.OpRead && errors.Is(a.Err, object.ErrNotFound) {
+	if (a.Op == object.OpRead || a.whole) && errors.Is(a.Err, object.ErrNotFound) {
 		clear(a.Data)
 		a.Err = nil
 	}
@@ -365,6 +373,7 @@ func (a *access) done() {
 	case errors.Is(a.Err, object.ErrCorrupt) && w.excused(a):
 		w.happened("request that failed for rot")
 		a.ended = a.Op == object.OpRead // a change may have been carried out
+	case a.refused():
 	case a.Err != nil:
 		w.fail("%v: %v", a, a.Err)
 	case a.Op != object.OpRead && a.Generation < s.v.settled && a.at > s.v.at:
@@ -386,7 +395,10 @@ func (a *access) done() {
 
 func (a *access) String() string {
 	what := [...]string{object.OpRead: "read", object.OpWrite: "write", object.OpZero: "zero", object.OpDiscard: "discard"}[a.Op]
-	if a.Flags&object.FlagFUA != 0 {
+	switch {
+	case a.whole:
+		what = "delete"
+	case a.Flags&object.FlagFUA != 0:
 		what = "durable " + what
 	}
 	return fmt.Sprintf("%s %d of volume %d, generation %d, object %s sectors %d to %d: %s", what, a.op, a.s.v.index, a.Generation, a.ID, a.first, a.first+a.n-1, brief(a.values))

@@ -3,12 +3,14 @@ package sim
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/internal/replica"
 	"sheepdog/cluster/internal/replicas"
 	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
 )
 
 // Operations between nodes, as package replicas numbers them; the numbers travel.
@@ -147,6 +149,9 @@ func (f *flight) arrive() {
 	c := &peer.Call{Class: f.c.Class, Op: f.c.Op, Head: bytes.Clone(f.head), Data: bytes.Clone(f.data), Want: min(max(f.c.Want, len(f.c.ReplyData)), maxReply)}
 	r := f.w.local.Request(&peer.Identity{Cluster: "sim", Name: f.from.n.name, Node: f.from.n.id, Incarnation: f.from.inc}, c, func(r *peer.Request, err error) {
 		head, data := r.ReplyHead, r.ReplyData
+		if f.w.broken == ignoreSpace && c.Op == opChange && errors.Is(err, object.ErrNoSpace) {
+			err = nil
+		}
 		f.w.note(func() {
 			if !l.over {
 				f.reply(head, data, err)
@@ -237,17 +242,20 @@ const (
 	trustFlushes   mutation = "do not tell flushes of a restart of all members"
 	skipEpoch      mutation = "take changes of other epochs"
 	takeUndecided  mutation = "serve while it is not decided who holds the partition"
+	ignoreSpace    mutation = "take a change for made that a member had no space for"
 )
 
-// mutations is all of them, and within how many stories about what they must be found.
+// mutations is all of them, and within how many stories about what they must be found: some times as many
+// as it takes, since any change of what is simulated tells other stories. It ends with the first that finds it.
 var mutations = []struct {
 	mutation mutation
 	about    string
 	within   int
 }{
-	{ackEarly, "epochs", 10}, {wrongSource, "epochs", 10}, {skipGeneration, "anything", 10}, {skipSettle, "epochs", 40},
-	{ignoreLease, "leases", 200}, {trustFlushes, "blackouts", 100}, {trustMarks, "blackouts", 200},
-	{skipEpoch, "epochs", 100}, {forgetDrain, "epochs", 250}, {takeUndecided, "doubts", 200},
+	{ackEarly, "epochs", 40}, {wrongSource, "epochs", 40}, {skipGeneration, "anything", 40}, {skipSettle, "epochs", 40},
+	{ignoreLease, "leases", 1000}, {trustFlushes, "blackouts", 500}, {trustMarks, "blackouts", 500},
+	{skipEpoch, "epochs", 500}, {forgetDrain, "epochs", 3000}, {takeUndecided, "doubts", 1000},
+	{ignoreSpace, "space", 40},
 }
 
 // mutate makes the mistakes that are made on the way; true: the call is dealt with.

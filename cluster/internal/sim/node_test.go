@@ -2,7 +2,9 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -37,6 +39,8 @@ type node struct {
 	deaf     time.Duration // until when it hears of no commands
 	slow     bool          // its disk
 	dark     bool          // it has no power
+	narrow   bool          // its disk is small
+	capacity int64         // of the disk while it is small, in bytes; 0: it never is
 	disk     *disktest.Disk
 	crashing bool          // the disk's power is to fail
 	power    bool          // and with it the machine's
@@ -123,8 +127,12 @@ func (n *node) start() {
 	}
 	n.life, n.hung, n.dark, n.asleep = l, false, false, nil
 	if !n.gateway {
+		keepFree := int64(-1)
+		if w.faults[faultSpace] > 0 {
+			keepFree = reserve
+		}
 		s, err := storage.Open(storage.Config{
-			Disks: []disk.FS{n.disk}, Node: n.name, Cluster: "sim", LogLimit: 2 << 20, Reserve: -1, SmallWrite: smallWrite, OpenObjects: 16, Checkpoint: w.checkpoint, ScrubRate: -1,
+			Disks: []disk.FS{n.disk}, Node: n.name, Cluster: "sim", LogLimit: logSize, Reserve: keepFree, SmallWrite: smallWrite, OpenObjects: 16, Checkpoint: w.checkpoint, ScrubRate: -1,
 		})
 		if err != nil {
 			w.fail("%s: open store: %v", n.name, err)
@@ -145,7 +153,7 @@ func (l *life) enlist(inc uint64) {
 	n, w := l.n, l.n.w
 	l.inc = inc
 	r, err := replicas.New(context.Background(), replicas.Config{
-		Self: n.self(), Store: &slowStore{l}, Peer: l.peer, Propose: l.propose, Fence: l.fenced, Marks: l.kept, KeepMarks: l.keepMarksNow,
+		Self: n.self(), Store: &slowStore{l}, Peer: l.peer, Propose: l.propose, Fence: l.fenced, Marks: l.kept, KeepMarks: l.keepMarksNow, Logger: slog.New(warnings{w}),
 		AckTimeout: ackTimeout, LearnerTimeout: second / 2, Resend: retryPause,
 	})
 	if err != nil {
@@ -209,7 +217,11 @@ func (l *life) keepMarks() {
 	marks := l.reps.Marks()
 	(&slowStore{l}).Submit(&object.Request{Op: object.OpSync, Done: func(r *object.Request) {
 		if r.Err == nil && !l.over {
-			if err := l.store.KeepMarks(marks); err != nil && !l.n.disk.Crashed() {
+			switch err := l.store.KeepMarks(marks); {
+			case err == nil || l.n.disk.Crashed():
+			case l.n.narrow && errors.Is(err, object.ErrNoSpace):
+				w.happened("no space for marks") // what was kept before still is
+			default:
 				w.fail("%s: keep marks: %v", l.n.name, err)
 			}
 		}

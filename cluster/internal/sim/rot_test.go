@@ -1,9 +1,11 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"time"
@@ -22,6 +24,10 @@ type taint struct {
 	key   object.Key
 	deep  bool // in the header or the table: what is sound cannot be told from what is not
 	since time.Duration
+
+	file string // if deep: where it is, and what is there while it is
+	off  int64
+	bad  []byte
 }
 
 // logRot is a place in a node's log that is to rot as soon as what is there is known to be
@@ -30,6 +36,7 @@ type taint struct {
 type logRot struct {
 	file  string
 	off   int64
+	value uint64 // what is there; the log may have been used anew since
 	key   object.Key
 	phase int // sync, write, sync
 }
@@ -75,6 +82,10 @@ func (w *world) rot(n *node) {
 	if n.disk.Flip(dir+"/"+name, off, 1<<w.rng.IntN(8)) != nil {
 		return // a hole
 	}
+	if t.deep {
+		t.file, t.off = dir+"/"+name, off&^(sector-1)
+		t.bad = n.raw(t.file, t.off)
+	}
 	w.logf("%s: object %s rots at %d", n.name, t.key, off)
 	w.happened(fmt.Sprintf("rot, deep %v", t.deep))
 	w.taint(t)
@@ -82,6 +93,33 @@ func (w *world) rot(n *node) {
 		w.after(w.between(0, 100*ms), func() { n.kill(false) })
 		w.after(w.between(100*ms, second), n.revive)
 	}
+}
+
+// raw reads a sector of a node's disk; nil: there is none.
+func (n *node) raw(file string, off int64) []byte {
+	f, err := n.disk.OpenFile(file, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b := make([]byte, sector)
+	if _, err := f.ReadAt(b, off); err != nil && !errors.Is(err, io.EOF) {
+		return nil
+	}
+	return b
+}
+
+// replaced reports whether something else is on the disk in place of what is deep, even after a power
+// cut: it may be seen after a restart that is not seen before.
+func (t *taint) replaced() bool {
+	if !t.deep {
+		return true
+	}
+	if bytes.Equal(t.n.raw(t.file, t.off), t.bad) {
+		return false
+	}
+	durable, err := t.n.disk.Durable(t.file)
+	return durable || err != nil
 }
 
 func (w *world) taint(t *taint) {
@@ -111,7 +149,7 @@ func (w *world) mayRot(n *node, i int) bool {
 	return !slices.ContainsFunc(w.taints, func(t *taint) bool { return int(t.key.Group.Partition) == i && t.n != n })
 }
 
-// inspect looks at last whether rot is gone, by reading all of the object, as scrubbing does.
+// inspect looks at last whether rot is gone, by reading all of the object, and what is under it if that is deep.
 func (w *world) inspect(t *taint) {
 	if w.ended || !slices.Contains(w.taints, t) {
 		return
@@ -121,7 +159,7 @@ func (w *world) inspect(t *taint) {
 		if err == nil {
 			_, err = t.n.content(t.key)
 		}
-		if err == nil && !slices.Contains(sums, ^uint64(0)) || errors.Is(err, object.ErrNotFound) {
+		if (err == nil && !slices.Contains(sums, ^uint64(0)) || errors.Is(err, object.ErrNotFound)) && t.replaced() {
 			w.logf("%s: object %s is sound again", t.n.name, t.key)
 			w.taints = slices.DeleteFunc(w.taints, func(o *taint) bool { return o == t })
 			if !w.rotsIn(t.key.Group.Partition) {
@@ -165,9 +203,10 @@ func (w *world) rotLog(n *node) {
 		return
 	}
 	type place struct {
-		file string
-		off  int64
-		id   object.ID
+		file  string
+		off   int64
+		value uint64
+		id    object.ID
 	}
 	var places []place
 	for _, name := range names {
@@ -185,7 +224,7 @@ func (w *world) rotLog(n *node) {
 			if !ok || wordAt(b[off+8:]) != v || !slices.Contains(values(b[off:off+sector]), v) {
 				continue
 			}
-			places = append(places, place{"wal/" + name, int64(off), id})
+			places = append(places, place{"wal/" + name, int64(off), v, id})
 			off += sector - 16
 		}
 	}
@@ -194,7 +233,7 @@ func (w *world) rotLog(n *node) {
 	}
 	p := places[w.rng.IntN(len(places))]
 	if key := w.keyOf(p.id); w.mayRot(n, int(key.Group.Partition)) {
-		n.life.rots = append(n.life.rots, &logRot{file: p.file, off: p.off + w.rng.Int64N(sector), key: key})
+		n.life.rots = append(n.life.rots, &logRot{file: p.file, off: p.off + w.rng.Int64N(sector), value: p.value, key: key})
 	}
 }
 
@@ -209,6 +248,9 @@ func (l *life) stored(op object.Op, n uint32) {
 			continue
 		}
 		l.rots = nil
+		if b := l.n.raw(r.file, r.off&^15); b == nil || wordAt(b) != r.value {
+			return
+		}
 		if w.mayRot(l.n, int(r.key.Group.Partition)) && w.trouble && l.n.disk.Flip(r.file, r.off, 1<<w.rng.IntN(8)) == nil {
 			w.logf("%s: %s rots at %d: object %s", l.n.name, r.file, r.off, r.key)
 			w.happened("rot of the log")

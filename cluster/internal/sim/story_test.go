@@ -59,6 +59,9 @@ func (w *world) tell() {
 	}
 	w.compare()
 	w.compareMachines()
+	if !w.run(func() bool { return !w.strays() }, 15*second) {
+		w.fail("nodes keep what others hold: %s", w.situation())
+	}
 }
 
 // bring makes the cluster, and starts its nodes.
@@ -73,6 +76,7 @@ func (w *world) bring() {
 		}
 		if !n.gateway {
 			n.disk = disktest.New(n.name)
+			w.shrink(n)
 		}
 		w.nodes = append(w.nodes, n)
 		c.Nodes = append(c.Nodes, state.Announce{Name: n.name, Address: n.name, Zone: n.name})
@@ -105,6 +109,9 @@ func (w *world) peace() {
 	w.mend()
 	for _, n := range w.nodes {
 		n.apart, n.mute, n.slow, n.deaf = false, false, false, 0
+		if n.narrow {
+			w.squeeze(n)
+		}
 		if n.crashing && n.life != nil {
 			n.kill(n.power)
 		}

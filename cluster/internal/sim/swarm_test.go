@@ -23,6 +23,8 @@ type setup struct {
 	pause      time.Duration // between faults, at most
 	faults     [faultKinds]int
 	harsh      bool // power may fail everywhere
+	room       int  // of small disks for objects, at most, in bytes
+	sudden     bool // others fill disks, too
 	shared     bool // the nodes do not compute the same state once more each
 
 	lost    float64       // messages,
@@ -56,6 +58,7 @@ const (
 	faultLink
 	faultDepose
 	faultDoubt
+	faultSpace
 	faultKinds
 )
 
@@ -134,6 +137,13 @@ var themes = []struct {
 		s.faults[faultLink], s.faults[faultMend], s.faults[faultKill], s.faults[faultPlace] = 6, 2+rng.IntN(3), rng.IntN(2), rng.IntN(2)
 		s.pause, s.trouble, s.lease = s.between(rng, 300*ms, 3*second), s.between(rng, 3*second, 8*second), s.between(rng, 400*ms, second)
 	}},
+	// Disks are full, and have space again.
+	{"space", 2, func(s *setup, rng *rand.Rand) {
+		s.faults[faultSpace], s.faults[faultKill], s.faults[faultPlace], s.faults[faultRenew], s.faults[faultHang], s.faults[faultSlow] = 8, rng.IntN(3), rng.IntN(4), rng.IntN(3), rng.IntN(2), rng.IntN(2)
+		s.copies, s.gateways = []int{1, 2, 2, 3, 3, 3}[rng.IntN(6)], min(s.gateways, s.nodes-3)
+		s.pause, s.checkpoint, s.sudden = s.between(rng, 100*ms, second), s.between(rng, 200*ms, 2*second), rng.IntN(4) == 0
+		s.objects, s.sectors, s.beat, s.depth = 4+uint32(rng.IntN(20)), []int{40, 96}[rng.IntN(2)], s.between(rng, 2*ms, 10*ms), 2+rng.IntN(4)
+	}},
 }
 
 func (s *setup) between(rng *rand.Rand, a, b time.Duration) time.Duration {
@@ -157,6 +167,7 @@ func setupOf(seed uint64, about string) (setup, string) {
 	s.lease = s.between(rng, 300*ms, 2*second)
 	s.contend = s.between(rng, second, 6*second)
 	s.marks, s.checkpoint, s.scrub = s.between(rng, 100*ms, 2*second), s.between(rng, 300*ms, 4*second), s.between(rng, second, 6*second)
+	s.room = 128<<10 + rng.IntN(1<<20)
 	sum := 0
 	for _, t := range themes {
 		sum += t.weight
@@ -185,6 +196,7 @@ func (w *world) fault() {
 		return
 	}
 	w.after(w.between(0, w.pause), w.fault)
+	w.look()
 	sum := 0
 	for _, weight := range w.faults {
 		sum += weight
@@ -253,6 +265,8 @@ func (w *world) strikeWith(kind fault, n *node) {
 		w.depose()
 	case faultDoubt:
 		w.doubt()
+	case faultSpace:
+		w.squeeze(n)
 	}
 }
 

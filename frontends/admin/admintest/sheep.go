@@ -73,6 +73,7 @@ func Start(t testing.TB, volumes admin.Volumes, change func(*admin.Config)) *She
 func newSheep(name string) *Sheep {
 	return &Sheep{Formatted: true, Copies: 1, name: name, done: make(chan struct{}), Disks: []api.Disk{{
 		ID: strings.Replace(name, "n", "d", 1), Path: "/disk", State: api.DiskOK, TotalBytes: 100 << 30, UsedBytes: 25 << 30, FreeBytes: 75 << 30, Objects: 1000, LogBytes: 1 << 20, LogLimit: 512 << 20,
+		Partitions: 256, Moves: api.Moves{ToGo: 12},
 		Scrub: api.Scrub{Running: true, Done: 0.5}, Errors: map[string]uint64{"checksum": 0},
 	}}}
 }

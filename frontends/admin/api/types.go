@@ -127,6 +127,8 @@ type Disk struct {
 	Objects    int64  `json:"objects"`
 	LogBytes   int64  `json:"log_bytes"` // not yet merged into object files
 	LogLimit   int64  `json:"log_limit"` // bytes
+	Partitions int    `json:"partitions"`
+	Moves      Moves  `json:"moves"`
 	Scrub      Scrub  `json:"scrub"`
 	// Corrupt lists objects whose content does not match its checksums; a bounded number.
 	Corrupt []CorruptObject   `json:"corrupt"`
@@ -141,6 +143,15 @@ const (
 	DiskFailed   = "failed"
 	DiskUnknown  = "unknown"
 )
+
+// Moves tells about the partitions that go from one disk of a node to another: to one that was added, and from one that
+// is taken out.
+type Moves struct {
+	ToCome  int64  `json:"to_come"` // partitions that are still to be moved to the disk
+	ToGo    int64  `json:"to_go"`   // and from it
+	Bytes   int64  `json:"bytes"`   // copied to the disk since the start
+	Waiting string `json:"waiting,omitempty"`
+}
 
 // Scrub tells about the reading of all that is stored, to find rot early.
 type Scrub struct {
@@ -298,10 +309,11 @@ type Problem struct {
 	Repaired   bool   `json:"repaired"`
 }
 
-// Kinds of a Problem beside those of volumes.
+// Kinds of a Problem that are told apart.
 const (
-	ProblemDisk    = "disk"
-	ProblemReplica = "replica" // it is not what the primary has
+	ProblemDisk     = "disk"
+	ProblemReplica  = "replica"  // it is not what the primary has
+	ProblemLeftover = "leftover" // an object that no map names: it takes space, and the next sweep removes it
 )
 
 // Attribute is the value of one attribute of a VDI.

@@ -125,8 +125,8 @@ function showPartitions(policies) {
 }
 
 function showDisks(disks) {
-  table("disks", ["Node", "Disk", "State", "Used", ">Size", ">Free", ">Objects", ">Log", "Scrub", ">Corrupt"],
-    disks.map((d) => [txt(d.node), txt(d.path), badge(d.state, mood[d.state] || "bad"), bar(d.used_bytes, d.total_bytes), num(bytes(d.total_bytes)), num(bytes(d.free_bytes)), num(d.objects), num(bytes(d.log_bytes)),
+  table("disks", ["Node", "Disk", "State", "Used", ">Size", ">Free", ">Objects", ">Partitions", ">Log", "Scrub", ">Corrupt"],
+    disks.map((d) => [txt(d.node), txt(d.path), badge(d.state, mood[d.state] || "bad"), bar(d.used_bytes, d.total_bytes), num(bytes(d.total_bytes)), num(bytes(d.free_bytes)), num(d.objects), num(d.partitions + (d.moves.to_come ? ", " + d.moves.to_come + " to come" : "") + (d.moves.to_go ? ", " + d.moves.to_go + " to go" : "")), num(bytes(d.log_bytes)),
       txt(d.scrub.running ? Math.floor(100 * d.scrub.done) + " %" : d.scrub.last_end ? ago(d.scrub.last_end) + " ago" : "–"), el("td", d.corrupt.length, d.corrupt.length ? "n bad" : "n")]),
     "There are none: all nodes are gateways");
 }

@@ -1,5 +1,5 @@
 // Package listen takes clients in: what the servers of all frontends need, whatever protocol they
-// speak. It accepts connections, refuses those that may not be or are too many, knows the sessions
+// speak. It accepts connections, refuses those that may not be or are too many, has the memory of sessions, knows those
 // that there are, and ends them.
 package listen
 
@@ -19,32 +19,33 @@ import (
 	"sheepdog/frontends/internal/stream"
 )
 
-// Session is a client that is past its handshake. Both methods are called with the acceptor's lock
+// Session is a client that is past its handshake. The methods are called with the acceptor's lock
 // held, from any goroutine, and more than once: they must not wait.
 type Session interface {
 	comparable
 	// Stop makes the session end when what it has received is answered.
 	Stop()
-	// Cut ends it at once.
-	Cut()
+	// End ends it at once, for a reason, and reports whether no other has come first.
+	End(why error) bool
+	// Stalled tells how many bytes of the Budget the session holds, and whether its client keeps
+	// them from others and has not moved since that time.
+	Stalled(since time.Time) (held int64, stalled bool)
 }
 
 // Config is what an Acceptor needs.
 type Config struct {
 	Protocol string // as operators call it
 	Logger   *slog.Logger
-	// Allow lists who may connect over TCP; empty: everybody. Who may open a unix socket is
-	// the file system's matter.
-	Allow []netip.Prefix
-	// MaxConnections bounds connections, handshakes included. At least 1.
-	MaxConnections int
+	Limits   // which are valid
 }
 
-// Acceptor has the connections of a server. Its methods may be called from any goroutine.
+// Acceptor has the connections of a server, and the memory of their sessions. Its methods may be called from any goroutine.
 type Acceptor[S Session] struct {
 	cfg   Config
 	serve func(net.Conn)
 	begin func(net.Conn) S
+
+	budget *stream.Budget
 
 	ctx    context.Context // ends with Shutdown, under mu
 	cancel context.CancelFunc
@@ -54,20 +55,21 @@ type Acceptor[S Session] struct {
 	conns     map[net.Conn]S // the zero value during the handshake
 	clients   sync.WaitGroup
 
-	accepted, notAllowed, tooMany atomic.Uint64
-	refusedLog, acceptLog         stream.Quiet
+	accepted, notAllowed, tooMany, evicted atomic.Uint64
+	refusedLog, acceptLog                  stream.Quiet
 }
 
 // New makes an Acceptor. serve has a connection to itself; when it returns, the connection is
 // closed. It calls Enter and Leave when its session begins and ends.
-func New[S Session](cfg Config, serve func(net.Conn)) (*Acceptor[S], error) {
-	if cfg.MaxConnections < 1 {
-		return nil, fmt.Errorf("%s: at most %d connections: must be at least 1", cfg.Protocol, cfg.MaxConnections)
-	}
+func New[S Session](cfg Config, serve func(net.Conn)) *Acceptor[S] {
 	a := &Acceptor[S]{cfg: cfg, serve: serve, listeners: map[net.Listener]struct{}{}, conns: map[net.Conn]S{}}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
-	return a, nil
+	a.budget = stream.NewBudget(cfg.MemoryLimit, max(cfg.StallTimeout/4, time.Millisecond), a.evictStalled)
+	return a
 }
+
+// Budget is the memory of all sessions.
+func (a *Acceptor[S]) Budget() *stream.Budget { return a.budget }
 
 // Begin has sessions made as connections are accepted, in the order in which they come, for a protocol without a
 // handshake; Session returns them, and Enter is not called. make has the acceptor's lock held: it must not wait. To be called before Serve.
@@ -137,6 +139,7 @@ func (a *Acceptor[S]) accept(conn net.Conn) {
 	defer a.mu.Unlock()
 	switch {
 	case a.ctx.Err() != nil:
+		a.cfg.Logger.Debug("connection refused: server is shutting down", "peer", PeerName(conn))
 		conn.Close()
 		return
 	case len(a.conns) >= a.cfg.MaxConnections:
@@ -257,23 +260,43 @@ func (a *Acceptor[S]) sessions(yield func(S) bool) {
 	}
 }
 
-// Counters is a snapshot of what came in. All but Connections only grow.
+// Evict ends a session because of what its client does, or does not.
+func (a *Acceptor[S]) Evict(s S, why error) {
+	if s.End(why) {
+		a.evicted.Add(1)
+	}
+}
+
+// evictStalled ends sessions whose clients hold memory that others wait for.
+func (a *Acceptor[S]) evictStalled() {
+	since := time.Now().Add(-a.cfg.StallTimeout)
+	a.Each(func(s S) {
+		if held, stalled := s.Stalled(since); stalled {
+			a.Evict(s, fmt.Errorf("%w: it holds %d bytes", stream.ErrStalled, held))
+		}
+	})
+}
+
+// Counters is a snapshot of what came in, and what it takes. All but the last four only grow.
 type Counters struct {
 	Accepted   uint64 // connections accepted
 	NotAllowed uint64 // connections closed at once: address not in Config.Allow
 	TooMany    uint64 // connections closed at once: Config.MaxConnections
+	Evicted    uint64 // sessions ended by Evict, as that of a client that stalls while others wait for memory
 
 	Connections    int // now, handshakes included
 	MaxConnections int
+	BufferBytes    int64 // of MemoryLimit in use now
+	MemoryLimit    int64 // bytes
 }
 
-// Counters returns what came in so far.
+// Counters returns what came in so far, and what it takes now.
 func (a *Acceptor[S]) Counters() Counters {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return Counters{
-		Accepted: a.accepted.Load(), NotAllowed: a.notAllowed.Load(), TooMany: a.tooMany.Load(),
-		Connections: len(a.conns), MaxConnections: a.cfg.MaxConnections,
+		Accepted: a.accepted.Load(), NotAllowed: a.notAllowed.Load(), TooMany: a.tooMany.Load(), Evicted: a.evicted.Load(),
+		Connections: len(a.conns), MaxConnections: a.cfg.MaxConnections, BufferBytes: a.budget.InUse(), MemoryLimit: a.cfg.MemoryLimit,
 	}
 }
 
@@ -310,7 +333,7 @@ func (a *Acceptor[S]) Shutdown(ctx context.Context) error {
 	a.mu.Lock()
 	for conn, s := range a.conns {
 		if s != handshake {
-			s.Cut()
+			s.End(stream.ErrOverdue)
 		}
 		conn.Close()
 	}

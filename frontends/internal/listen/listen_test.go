@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sheepdog/frontends/internal/stream"
 )
 
 const patience = 10 * time.Second
@@ -23,6 +25,8 @@ const patience = 10 * time.Second
 type echo struct {
 	conn          net.Conn
 	stopped, cut  atomic.Bool
+	stalls        atomic.Bool
+	why           error // it was cut
 	bytes         int64
 	hold          chan struct{} // while it is open, nothing is answered after Stop
 	holdsInFlight bool
@@ -33,12 +37,17 @@ func (e *echo) Stop() {
 	e.conn.SetReadDeadline(time.Unix(1, 0))
 }
 
-func (e *echo) Cut() {
-	if !e.cut.Swap(true) {
+func (e *echo) End(why error) bool {
+	first := !e.cut.Swap(true)
+	if first {
+		e.why = why
 		close(e.hold)
 	}
 	e.conn.Close()
+	return first
 }
+
+func (e *echo) Stalled(time.Time) (int64, bool) { return 7, e.stalls.Load() }
 
 type server struct {
 	*Acceptor[*echo]
@@ -48,15 +57,12 @@ type server struct {
 
 func serve(t *testing.T, l net.Listener, change func(*Config)) *server {
 	t.Helper()
-	cfg := Config{Protocol: "echo", Logger: slog.New(slog.DiscardHandler), MaxConnections: 100}
+	cfg := Config{Protocol: "echo", Logger: slog.New(slog.DiscardHandler), Limits: Limits{MaxConnections: 100}}
 	if change != nil {
 		change(&cfg)
 	}
 	s := &server{t: t}
-	var err error
-	if s.Acceptor, err = New[*echo](cfg, s.client); err != nil {
-		t.Fatal(err)
-	}
+	s.Acceptor = New[*echo](cfg, s.client)
 	var served sync.WaitGroup
 	served.Go(func() {
 		if err := s.Serve(context.Background(), l); err != nil {
@@ -201,8 +207,48 @@ func TestLimit(t *testing.T) {
 	if !answered(t, dial(t, l, "", 'x')) {
 		t.Error("there is room, and one is refused")
 	}
-	if _, err := New[*echo](Config{Protocol: "echo"}, nil); err == nil {
-		t.Error("a server without connections is made")
+}
+
+// A session whose client keeps memory from others is ended, and counted, once; the others stay.
+func TestStalledSessionsAreEvicted(t *testing.T) {
+	l := tcp(t)
+	s := serve(t, l, nil)
+	for range 3 {
+		if !answered(t, dial(t, l, "", 'x')) {
+			t.Fatal("no session")
+		}
+	}
+	eventually(t, "there are too few sessions", func() bool { return s.Counters().Connections == 3 })
+	var victim *echo
+	s.Each(func(e *echo) {
+		if victim == nil {
+			victim = e
+			e.stalls.Store(true)
+		}
+	})
+	s.evictStalled()
+	s.evictStalled()
+	if !errors.Is(victim.why, stream.ErrStalled) {
+		t.Errorf("it was ended because of %v", victim.why)
+	}
+	eventually(t, "it stays", func() bool { return s.Counters().Connections == 2 })
+	if n := s.Counters().Evicted; n != 1 {
+		t.Errorf("%d were evicted", n)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	var l Limits
+	if err := l.Validate(32 << 20); err != nil || l.MaxConnections == 0 || l.MemoryLimit == 0 || l.SessionMemory == 0 || l.StallTimeout == 0 || l.LingerTimeout == 0 {
+		t.Errorf("the defaults: %v, %+v", err, l)
+	}
+	for _, l := range []Limits{{MaxConnections: -1}, {MemoryLimit: 8<<20 - 1}, {SessionMemory: 2<<20 - 1}} {
+		if err := l.Validate(1 << 20); err == nil {
+			t.Errorf("accepted: %+v", l)
+		}
+	}
+	if l := (Limits{MaxConnections: 1, MemoryLimit: 8 << 20, SessionMemory: 2 << 20}); l.Validate(1<<20) != nil {
+		t.Error("the least that is enough is refused")
 	}
 }
 
@@ -307,10 +353,7 @@ func TestShutdownCuts(t *testing.T) {
 
 // A session that begins while the server ends is told so; so is a handshake that asks for more time.
 func TestLateSession(t *testing.T) {
-	a, err := New[*echo](Config{Protocol: "echo", Logger: slog.New(slog.DiscardHandler), MaxConnections: 1}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := New[*echo](Config{Protocol: "echo", Logger: slog.New(slog.DiscardHandler), Limits: Limits{MaxConnections: 1}}, nil)
 	if err := a.Shutdown(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -360,10 +403,7 @@ func TestAcceptGoesOn(t *testing.T) {
 // A listener that somebody else closes is an error: nothing is served there any more.
 func TestClosedListener(t *testing.T) {
 	l := tcp(t)
-	a, err := New[*echo](Config{Protocol: "echo", Logger: slog.New(slog.DiscardHandler), MaxConnections: 1}, func(net.Conn) {})
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := New[*echo](Config{Protocol: "echo", Logger: slog.New(slog.DiscardHandler), Limits: Limits{MaxConnections: 1}}, func(net.Conn) {})
 	l.Close()
 	if err := a.Serve(context.Background(), l); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("serve: %v", err)

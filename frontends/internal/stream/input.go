@@ -1,6 +1,8 @@
 package stream
 
 import (
+	"errors"
+	"io"
 	"sync/atomic"
 	"time"
 )
@@ -62,16 +64,19 @@ func (s *Stream) Streaming(on bool) {
 func (s *Stream) Receive() error {
 	n, err := s.link.recv(s)
 	if err != nil {
-		return s.readError(err)
+		return s.readError(err, len(s.Buffered()) > 0)
 	}
 	s.in.received(n)
 	return nil
 }
 
-// readError says why receiving ended.
-func (s *Stream) readError(err error) error {
-	if s.taking.Err() != nil {
+// readError says why receiving ended, within something or not.
+func (s *Stream) readError(err error, within bool) error {
+	switch {
+	case s.taking.Err() != nil:
 		return ErrStopped
+	case within && errors.Is(err, io.EOF):
+		return errShort
 	}
 	return err
 }
@@ -227,7 +232,7 @@ func (s *Stream) Fill(dst []byte) error {
 		s.fillSince.Store(time.Now().UnixNano())
 		n, err := s.link.recv(s)
 		if err != nil {
-			return s.readError(err)
+			return s.readError(err, true)
 		}
 		k := min(n, len(in.fill))
 		in.fill = in.fill[k:]
@@ -246,7 +251,7 @@ func (s *Stream) Skip(n int) error {
 		s.FinishBatch() // before waiting: answers may be what the client waits for
 		got, err := s.link.recv(s)
 		if err != nil {
-			return s.readError(err)
+			return s.readError(err, true)
 		}
 		in.w += got
 		k = min(n, in.w-in.r)

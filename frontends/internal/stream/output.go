@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,9 +27,9 @@ func (q *Queued) InQueue() *Queued { return q }
 
 // output is the queue of items and the right to send them. At any time at most one
 // goroutine owns it: the reader, from the first request of a batch on until it has
-// sent what completed meanwhile; or the sender goroutine, which is woken by whoever
-// puts an item while nobody owns the output, and by a reader that finds the
-// socket full. The owner sends until the queue is empty; nobody else wakes anybody.
+// sent what completed meanwhile; who puts an item that is all the client waits for (see PutLast); or the
+// sender goroutine, which is woken by whoever puts another one while nobody owns the output, and by everybody
+// who finds the socket full. The owner sends until the queue is empty; nobody else wakes anybody.
 type output struct {
 	mu         sync.Mutex
 	head, tail Item // to be sent
@@ -82,22 +83,45 @@ func (s *Stream) Claim() {
 
 // Put queues an item, which was counted in. From any goroutine.
 func (s *Stream) Put(i Item) {
+	if s.put(i) {
+		s.output.wake <- struct{}{} // has room: there is one ownership to pass
+	}
+}
+
+// PutLast is Put for an item that is all the client waits for: nothing can come that is better sent with it, and
+// to wake the sender would take longer than to send. So it is sent here and now if nobody else sends, as
+// far as that needs no waiting. The item may be gone when it returns.
+func (s *Stream) PutLast(i Item) {
+	if s.put(i) {
+		s.send(false)
+	}
+}
+
+// Answer is PutLast for sessions that count an item in for each request as it comes, if there is no other one, and else Put.
+func (s *Stream) Answer(i Item) {
+	if s.inflight.Load() == 1 {
+		s.PutLast(i)
+	} else {
+		s.Put(i)
+	}
+}
+
+// put returns whether the caller is the owner of the output now.
+func (s *Stream) put(i Item) bool {
 	q := &s.output
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	if q.tail == nil {
 		q.head = i
 	} else {
 		q.tail.InQueue().next = i
 	}
 	q.tail = i
-	wake := !q.owned
-	if wake {
-		q.owned = true
+	if q.owned {
+		return false
 	}
-	q.mu.Unlock()
-	if wake {
-		q.wake <- struct{}{} // has room: there is one ownership to pass
-	}
+	q.owned = true
+	return true
 }
 
 // Submitted says that a request was submitted that moves n bytes: the next kick
@@ -176,6 +200,7 @@ func (s *Stream) breakOutput(err error) {
 	q := &s.output
 	if q.broken == nil {
 		q.broken = err
+		s.Ends(fmt.Errorf("send: %w", err))
 		s.conn.Close()
 	}
 	q.vec = q.vec[:0]

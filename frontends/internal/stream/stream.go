@@ -2,15 +2,41 @@ package stream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// ErrStopped says that the reader was told to take no more requests.
-var ErrStopped = errors.New("server is shutting down")
+// Why a session ends that its client has not ended.
+var (
+	// ErrStopped says that the reader was told to take no more requests.
+	ErrStopped = errors.New("server is shutting down")
+	// ErrOverdue is for those whose requests in flight were not waited for any longer.
+	ErrOverdue = errors.New("server is shutting down, and what was in flight took too long")
+	// ErrStalled is for those that Stalled is true of.
+	ErrStalled = errors.New("client does not read its replies, or finish a payload, while others wait for memory")
+)
+
+// errShort says that the client is gone, and has sent a part of something.
+var errShort = fmt.Errorf("connection ended within a request: %w", io.ErrUnexpectedEOF)
+
+// EndLevel is how loud the end of a session is to be told, by what Finish returned: Debug if client or server
+// ended it as it should, Warn if it was ended for the sake of others, else Info.
+func EndLevel(why error) slog.Level {
+	switch {
+	case why == nil, errors.Is(why, io.EOF), errors.Is(why, ErrStopped):
+		return slog.LevelDebug
+	case errors.Is(why, ErrStalled):
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}
 
 // Stream is a session's half of a connection to its client. The methods are the
 // reader's, that is, of one goroutine at a time, where they do not say otherwise.
@@ -30,8 +56,9 @@ type Stream struct {
 	arena  arena
 	output output
 
-	inflight atomic.Int64 // items that were counted in and are not yet sent
-	held     atomic.Int64 // bytes that count against limit
+	why      atomic.Pointer[error] // the session ends; nil: it does not, or as it should
+	inflight atomic.Int64          // items that were counted in and are not yet sent
+	held     atomic.Int64          // bytes that count against limit
 	// fillSince is when the client last sent a part of a long payload that the reader
 	// waits for, as UnixNano; 0 if it waits for none.
 	fillSince atomic.Int64
@@ -63,13 +90,32 @@ func (s *Stream) Stop() {
 // Stopped is closed by Stop and Finish. Any goroutine may wait for it.
 func (s *Stream) Stopped() <-chan struct{} { return s.taking.Done() }
 
-// Cut closes the connection: nothing more is received or sent. From any goroutine.
-func (s *Stream) Cut() { s.conn.Close() }
+// Stopping reports whether Stopped is closed. From any goroutine.
+func (s *Stream) Stopping() bool { return s.taking.Err() != nil }
 
-// Finish sends what is still answered, for linger at the most, and returns when every item
-// that was counted in was sent or dropped, with the reason why sending failed, if it
-// did. Nothing of the stream is left then.
-func (s *Stream) Finish(linger time.Duration) error {
+// Ends says why the session ends, and reports whether that is the reason that Finish returns: the first one is.
+// What is as it should be, a client that leaves and a server that stops, is none: what goes wrong
+// afterwards says more. From any goroutine.
+func (s *Stream) Ends(why error) bool {
+	return EndLevel(why) > slog.LevelDebug && s.why.CompareAndSwap(nil, &why)
+}
+
+// Cut closes the connection, for a reason: nothing more is received or sent. It returns what Ends
+// does. From any goroutine.
+func (s *Stream) Cut(why error) bool {
+	first := s.Ends(why)
+	conn := s.conn
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn() // nobody waits for an alert to be sent
+	}
+	conn.Close()
+	return first
+}
+
+// Finish is told why receiving ended, nil if it ended as the protocol has it. It sends what is still answered, for linger at the most, and returns when every item
+// that was counted in was sent or dropped, with the reason why the session ends: see Ends. Nothing of the stream is left then.
+func (s *Stream) Finish(linger time.Duration, err error) error {
+	s.Ends(err)
 	s.FinishBatch()
 	s.conn.SetWriteDeadline(time.Now().Add(linger))
 	s.awaitIdle()
@@ -79,7 +125,10 @@ func (s *Stream) Finish(linger time.Duration) error {
 	s.in.release()
 	s.arena.release()
 	s.conn.Close()
-	return s.output.broken
+	if why := s.why.Load(); why != nil {
+		return *why
+	}
+	return err
 }
 
 // Held is how many bytes of the budgets the session holds. From any goroutine.
@@ -88,11 +137,12 @@ func (s *Stream) Held() int64 { return s.held.Load() }
 // InFlight is how many items were counted in and are not yet sent. From any goroutine.
 func (s *Stream) InFlight() int64 { return s.inflight.Load() }
 
-// Stalled reports whether the session holds memory that its client could set free, and
+// Stalled tells what Held does, and whether the session's client could set it free, and
 // has not moved since the given time. From any goroutine.
-func (s *Stream) Stalled(since time.Time) bool {
+func (s *Stream) Stalled(since time.Time) (held int64, stalled bool) {
 	before := func(t int64) bool { return t != 0 && t < since.UnixNano() }
-	return s.held.Load() > 0 && (before(s.output.blockedSince.Load()) || before(s.fillSince.Load()))
+	held = s.held.Load()
+	return held, held > 0 && (before(s.output.blockedSince.Load()) || before(s.fillSince.Load()))
 }
 
 // Admit counts an item in that will be Put, waiting while there are limit of them. It

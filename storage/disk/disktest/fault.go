@@ -207,6 +207,17 @@ func (d *Disk) Flip(name string, off int64, mask byte) error {
 	return nil
 }
 
+// Durable reports whether nothing of a file's content would be lost if the power were cut.
+func (d *Disk) Durable(name string) (bool, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := d.walk("durable", name)
+	if err != nil {
+		return false, err
+	}
+	return len(n.writes) == 0 && n.size == n.durableSize, nil
+}
+
 func flipped(p *page, in int64, mask byte) *page {
 	p = &page{data: p.data}
 	p.data[in] ^= mask

@@ -80,11 +80,3 @@ func frameAt(seg []byte, off int64, sequence, boot uint32) (h frameHeader, desc 
 	desc = seg[off+frameHeaderBytes+int64(h.payload):][:h.desc]
 	return h, desc, xxh3.Hash(desc) == h.descSum
 }
-
-// Sum is the checksum of one block. 0 is kept for "never written".
-func Sum(block []byte) uint64 {
-	if s := xxh3.Hash(block); s != 0 {
-		return s
-	}
-	return 1
-}

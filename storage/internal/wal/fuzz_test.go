@@ -31,7 +31,7 @@ func image(f *testing.F) (head, segment []byte) {
 	block := bytes.Repeat([]byte{1}, object.BlockSize)
 	for _, r := range []Record{
 		{Type: Create, SizeShift: 22, Key: key, Generation: 7},
-		{Type: Write, SizeShift: 22, Key: key, Block: 5, Count: 1, Sums: []uint64{Sum(block)}},
+		{Type: Write, SizeShift: 22, Key: key, Block: 5, Count: 1, Sums: []uint64{object.Sum(block)}},
 		{Type: Hole, SizeShift: 22, Key: key, Block: 1, Count: 1000},
 		{Type: Direct, SizeShift: 22, Key: key, Count: 1},
 		{Type: Delete, SizeShift: 22, Key: key},

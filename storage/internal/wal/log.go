@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"sheepdog/storage/disk"
 	"sheepdog/storage/object"
@@ -26,6 +25,8 @@ var (
 	ErrDamaged = errors.New("log is damaged")
 	// ErrRecycled: the position lies in a segment that was retired.
 	ErrRecycled = errors.New("log segment was recycled")
+	// ErrNoRoom: a new log finds no space for its least length.
+	ErrNoRoom = errors.New("no space for the log")
 )
 
 const (
@@ -50,15 +51,20 @@ func (p Pos) Segment() uint32 { return uint32(p >> posShift) }
 
 func (p Pos) offset() int64 { return int64(p & (1<<posShift - 1)) }
 
-func posOf(sequence uint32, off int64) Pos { return Pos(sequence)<<posShift | Pos(off) }
+func posOf(sequence uint32, off int64) Pos { return Pos(sequence)<<posShift + Pos(off) }
 
 // Options configure a Log.
 type Options struct {
 	FS           disk.FS
 	Dir          string
-	SegmentBytes int64  // a multiple of 4096 within MinSegmentBytes and MaxSegmentBytes
-	MaxSegments  int    // at least MinSegments
-	Rotated      func() // called when a new segment was begun, under locks: it must not block nor call the log
+	SegmentBytes int64 // a multiple of 4096 within MinSegmentBytes and MaxSegmentBytes
+	MaxSegments  int   // at least MinSegments
+	// Take is asked for the bytes that a segment's file is going to take; false: they are for others. Give is told
+	// when the file has them, or was given up. The two are called under locks, and must not call the log. Nil: the log
+	// takes what there is.
+	Take    func(n int64) bool
+	Give    func(n int64)
+	Rotated func() // called when a new segment was begun, under locks: it must not block nor call the log
 }
 
 // Log is the log of one disk. After Open come Replay and Start, once each; after
@@ -83,7 +89,8 @@ type Log struct {
 	doneHead, doneTail *object.Request // written, not yet taken by Flush
 	unsynced           []*segment
 	free               []*segment
-	slots              int
+	odd                []*segment // free, but shorter than segments are now
+	narrow             bool       // there was no space for one more when that was tried last
 	err                error
 
 	live      atomic.Pointer[[]*segment] // ascending and consecutive sequence numbers
@@ -299,10 +306,12 @@ func (l *Log) Attach(r *object.Request) {
 // number is returned: all older ones can be retired at least.
 func (l *Log) Rotate() (uint32, error) {
 	for l.lacking() {
-		if err := l.Prepare(); errors.Is(err, syscall.ENOSPC) {
-			break
-		} else if err != nil {
+		made, err := l.Prepare()
+		if err != nil {
 			return 0, err
+		}
+		if !made {
+			break
 		}
 	}
 	l.wmu.Lock()
@@ -318,7 +327,7 @@ func (l *Log) Rotate() (uint32, error) {
 func (l *Log) lacking() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.err == nil && len(l.free) == 0 && l.slots < l.MaxSegments
+	return l.err == nil && len(l.free) == 0 && l.segments() < l.MaxSegments
 }
 
 // rotate goes on in a new segment unless somebody else did meanwhile: if the current
@@ -347,7 +356,7 @@ func (l *Log) nextSegment(need int) error {
 	if l.err != nil {
 		return l.err
 	}
-	if len(l.free) == 0 || len(l.free)+l.MaxSegments-l.slots < need {
+	if len(l.free) == 0 || l.spare() < l.least(need) {
 		return ErrFull
 	}
 	if l.cur.count > 0 {
@@ -379,6 +388,7 @@ func (l *Log) begin(next *segment) error {
 	} else {
 		last = l.head.first - 1
 	}
+	next.shown.Store(last + 1)
 	next.sequence, next.boot, next.prevLSN, next.synced, next.size = last+1, l.boot, l.nextLSN-1, l.syncedLSN.Load(), l.SegmentBytes
 	if err := next.writeHeader(); err != nil {
 		next.sequence = 0
@@ -477,68 +487,19 @@ func (l *Log) Recycle(first uint32) {
 	old := *l.live.Load()
 	n := 0
 	for n < len(old) && old[n].sequence < first {
-		l.free = append(l.free, old[n])
+		if s := old[n]; s.length < l.SegmentBytes {
+			l.odd = append(l.odd, s)
+		} else {
+			l.free = append(l.free, s)
+		}
 		n++
 	}
 	live := append([]*segment(nil), old[n:]...)
 	l.live.Store(&live)
 }
 
-// NeedSegment reports whether a call of Prepare would help.
-func (l *Log) NeedSegment() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.err == nil && len(l.free) < 3 && l.slots < l.MaxSegments
-}
-
-// Prepare makes one more segment, allocated and zeroed. When the disk has no space
-// for it, the log goes on with those it has.
-func (l *Log) Prepare() error {
-	l.prepareMu.Lock()
-	defer l.prepareMu.Unlock()
-	l.mu.Lock()
-	slot, most := l.slots, l.MaxSegments
-	l.mu.Unlock()
-	if slot >= most {
-		return nil
-	}
-	s, err := l.makeSegment(slot)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err == nil {
-		l.slots++
-		l.free = append(l.free, s)
-		return nil
-	}
-	if errors.Is(err, syscall.ENOSPC) && l.slots >= MinSegments {
-		l.MaxSegments = l.slots
-		return nil
-	}
-	return fmt.Errorf("prepare log segment: %w", err)
-}
-
-func (l *Log) makeSegment(slot int) (*segment, error) {
-	f, err := l.FS.OpenFile(segmentName(l.Dir, slot), disk.Create)
-	if err != nil {
-		return nil, err
-	}
-	s := &segment{slot: slot, file: f}
-	if err := s.fill(l.SegmentBytes); err != nil {
-		f.Close()
-		if errors.Is(err, syscall.ENOSPC) {
-			// Give back what it took; a leftover would only be filled again at the next opening.
-			_ = l.FS.Remove(segmentName(l.Dir, slot))
-		}
-		return nil, err
-	}
-	if err := l.FS.SyncDir(l.Dir); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return s, nil
-}
-
-// Bytes is the length of the log that a restart would replay; limit is what it may grow to.
+// Bytes is the length of the log that a restart would replay; limit is what it may grow to
+// as far as there is space.
 func (l *Log) Bytes() (used, limit int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -546,14 +507,14 @@ func (l *Log) Bytes() (used, limit int64) {
 	if n > 0 {
 		used = (n-1)*l.SegmentBytes + l.off
 	}
-	return used, int64(l.MaxSegments) * l.SegmentBytes
+	return used, int64(l.most()) * l.SegmentBytes
 }
 
-// Room is how many more segments ordinary records may fill.
-func (l *Log) Room() int {
+// Segment is the sequence number of the last segment that may have something of what was appended before the call.
+func (l *Log) Segment() uint32 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.free) + l.MaxSegments - l.slots - 2
+	return l.seg.sequence
 }
 
 // Boot counts the openings of this log; it is unique to this one.
@@ -567,7 +528,7 @@ func (l *Log) ReadAt(p []byte, pos Pos, nowait bool) error {
 		return nil
 	}
 	live := *l.live.Load()
-	i := int(pos.Segment()) - int(live[0].sequence)
+	i := int(pos.Segment()) - int(live[0].shown.Load())
 	if i < 0 || i >= len(live) {
 		return ErrRecycled
 	}
@@ -604,7 +565,7 @@ func (l *Log) readGathered(p []byte, pos Pos) bool {
 // Close closes the files. Nothing may use the log any more.
 func (l *Log) Close() error {
 	var err error
-	for _, s := range append(append([]*segment(nil), l.free...), *l.live.Load()...) {
+	for _, s := range l.all() {
 		err = errors.Join(err, s.file.Close())
 	}
 	return errors.Join(err, l.head.file.Close())

@@ -1,11 +1,9 @@
 package wal
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/zeebo/xxh3"
 
@@ -34,7 +32,7 @@ func Open(o Options) (*Log, error) {
 
 func (l *Log) closeAll() {
 	_ = l.head.file.Close()
-	for _, s := range append(append([]*segment(nil), l.free...), *l.live.Load()...) {
+	for _, s := range l.all() {
 		_ = s.file.Close()
 	}
 }
@@ -57,7 +55,9 @@ func (l *Log) openSegments() error {
 		}
 		s := &segment{slot: slot, file: f}
 		l.free = append(l.free, s)
-		l.slots = max(l.slots, slot+1)
+		if s.length, err = f.Size(); err != nil {
+			return fmt.Errorf("read log segment %s: %w", name, err)
+		}
 		if err := s.readHeader(); err != nil {
 			return fmt.Errorf("read log segment %s: %w", name, err)
 		}
@@ -219,7 +219,7 @@ func (r *replayer) check(h frameHeader, desc, payload []byte) bool {
 		n := r.rec.payload()
 		if verify {
 			for i, sum := range r.rec.Sums {
-				if Sum(payload[i*object.BlockSize:][:object.BlockSize]) != sum {
+				if object.Sum(payload[i*object.BlockSize:][:object.BlockSize]) != sum {
 					return false
 				}
 			}
@@ -265,6 +265,7 @@ func (l *Log) Start() error {
 	}
 	l.syncedLSN.Store(l.nextLSN - 1)
 	l.writtenLSN = l.nextLSN - 1
+	l.chooseSize()
 	limit := int(l.frameLimit()) + sectorBytes
 	l.cur, l.idle = newBuffer(limit), newBuffer(limit)
 	first := l.head.first
@@ -281,70 +282,24 @@ func (l *Log) Start() error {
 	return l.head.save(first, l.boot)
 }
 
-func (l *Log) startSegment(first uint32) error {
-	if err := l.checkFree(); err != nil {
-		return err
-	}
-	// One to begin, and one for the checkpoint that follows a crash.
-	for len(l.free) < 2 {
-		s, err := l.makeSegment(l.slots)
-		if errors.Is(err, syscall.ENOSPC) && len(*l.live.Load()) > 0 {
-			return l.continueSegment()
-		}
-		if err != nil {
-			return fmt.Errorf("make log segment: %w", err)
-		}
-		l.slots++
-		l.free = append(l.free, s)
-	}
-	l.head.first = first
-	if err := l.begin(l.free[0]); err != nil {
-		return fmt.Errorf("begin log segment: %w", err)
-	}
-	l.free = l.free[1:]
-	if err := l.seg.file.Sync(); err != nil {
-		return fmt.Errorf("sync log: %w", err)
-	}
-	l.unsynced = nil
-	return nil
-}
-
-// checkFree completes free files that a crash left short, and forgets those for which
-// there is no space.
-func (l *Log) checkFree() error {
-	kept := l.free[:0]
-	for _, s := range l.free {
-		size, err := s.file.Size()
-		if err == nil && size < l.SegmentBytes {
-			err = s.fill(l.SegmentBytes)
-		}
-		if errors.Is(err, syscall.ENOSPC) {
-			_ = s.file.Close()
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("check log segment: %w", err)
-		}
-		kept = append(kept, s)
-	}
-	l.free = kept
-	return nil
-}
-
 // continueSegment goes on behind the last intact frame: the way out when the disk is
 // full and no segment is free. What lies there is zeroed first, lest a lost frame
 // should fit behind a new one.
 func (l *Log) continueSegment() error {
 	live := *l.live.Load()
 	l.seg = live[len(live)-1]
+	end := min(l.seg.length, l.SegmentBytes) // not past the end: that would take space
 	zeros := make([]byte, 64<<10)
-	for off := l.off; off < l.SegmentBytes; off += int64(len(zeros)) {
-		if _, err := l.seg.file.WriteAt(zeros[:min(int64(len(zeros)), l.SegmentBytes-off)], off); err != nil {
+	for off := l.off; off < end; off += int64(len(zeros)) {
+		if _, err := l.seg.file.WriteAt(zeros[:min(int64(len(zeros)), end-off)], off); err != nil {
 			return fmt.Errorf("clear log segment: %w", err)
 		}
 	}
 	if err := l.seg.file.Sync(); err != nil {
 		return fmt.Errorf("sync log: %w", err)
+	}
+	if end < l.SegmentBytes || l.off > l.SegmentBytes { // of another size: nothing is added to it
+		l.off = l.SegmentBytes
 	}
 	l.cur.reset(posOf(l.seg.sequence, l.off), l.nextLSN)
 	l.written.Store(uint64(l.cur.base))

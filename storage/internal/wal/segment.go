@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
 
@@ -17,11 +18,13 @@ import (
 type segment struct {
 	slot     int
 	file     disk.File
-	sequence uint32 // 0: free, or never used
-	boot     uint32 // the opening of the log that began it
-	prevLSN  uint64 // last LSN before this segment
-	synced   uint64 // what was durable when the header was written
-	size     int64  // of the file, when the header was written
+	sequence uint32        // 0: free, or never used
+	shown    atomic.Uint32 // sequence, for readers whose segment may be taken for another one meanwhile
+	boot     uint32        // the opening of the log that began it
+	prevLSN  uint64        // last LSN before this segment
+	synced   uint64        // what was durable when the header was written
+	size     int64         // of the file, when the header was written
+	length   int64         // of the file
 }
 
 const (
@@ -71,6 +74,7 @@ func (s *segment) decodeHeader(b []byte) {
 	if le.Uint64(b) != segmentMagic || le.Uint64(b[8:]) != xxh3.Hash(b[16:sectorBytes]) {
 		return
 	}
+	s.shown.Store(le.Uint32(b[16:]))
 	s.sequence, s.boot, s.prevLSN, s.synced = le.Uint32(b[16:]), le.Uint32(b[20:]), le.Uint64(b[24:]), le.Uint64(b[32:])
 	s.size = int64(le.Uint64(b[40:]))
 }
@@ -106,14 +110,19 @@ func (s *segment) whole() error {
 	return nil
 }
 
-// fill allocates and zeroes the file to size bytes and syncs it.
+// fill allocates and zeroes the file to size bytes and syncs it. When it fails the file is as long as before.
 func (s *segment) fill(size int64) error {
 	zeros := make([]byte, min(size, 1<<20))
 	for off := int64(0); off < size; off += int64(len(zeros)) {
 		n := min(int64(len(zeros)), size-off)
 		if _, err := s.file.WriteAt(zeros[:n], off); err != nil {
+			_ = s.file.Truncate(s.length) // else it takes space that it has no use of
 			return err
 		}
 	}
-	return s.file.Sync()
+	if err := s.file.Sync(); err != nil {
+		return err
+	}
+	s.length = max(s.length, size)
+	return nil
 }
