@@ -657,3 +657,44 @@ func TestFamiliesAreBounded(t *testing.T) {
 		t.Error("what is not open is known")
 	}
 }
+
+// A client that writes to a snapshot has the VDI deleted first, which names the snapshot, and then made of it. If that snapshot is gone, the VDI
+// stays: it cannot be made again.
+func TestDeletionOfOtherBaseIsRefused(t *testing.T) {
+	h := serve(t, nil)
+	conn := h.dial()
+	h.create("vm", 4<<20)
+	one, err := h.volumes.Snapshot(t.Context(), "vm", "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(vid object.VID) uint32 {
+		header, _ := exchange(t, conn, message(t, []string{"op=0x17", "flags=1", fmt.Sprintf("base=%d", vid), "name=vm"}))
+		return result(header)
+	}
+	is := func(what string, vid object.VID, want wire.Result, there bool) {
+		t.Helper()
+		if got := of(vid); got != uint32(want) {
+			t.Errorf("%s: %#x, want %#x", what, got, want)
+		}
+		if _, err := h.volumes.FindHeader("vm", "", 0); (err == nil) != there {
+			t.Errorf("%s: the VDI is then: %v", what, err)
+		}
+	}
+	is("a snapshot", one.VID, wire.SD_RES_SUCCESS, true)
+	if err := h.volumes.Delete(t.Context(), "vm", "one"); err != nil {
+		t.Fatal(err)
+	}
+	is("a deleted snapshot", one.VID, wire.SD_RES_NO_BASE_VDI, true)
+	if err := h.volumes.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	is("one of which nothing is left", one.VID, wire.SD_RES_NO_BASE_VDI, true)
+	other := h.create("other", 4<<20)
+	is("another VDI", other.VID, wire.SD_RES_NO_BASE_VDI, true)
+	now, err := h.volumes.FindHeader("vm", "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is("the VDI itself", now.VID, wire.SD_RES_SUCCESS, false)
+}

@@ -230,7 +230,7 @@ func (s *session) takeSnapshot(ctx context.Context, name, tag string, base objec
 }
 
 // deleteVDI carries out SD_OP_DEL_VDI. If it names a snapshot of the VDI as its base it is the first
-// half of a rollback, and nothing is done before the second.
+// half of a rollback, and nothing is done before the second. So nothing is done either if that snapshot is deleted by now.
 func (s *session) deleteVDI(ctx context.Context, o *op) {
 	name, tag := wire.Names(o.data)
 	v := o.wire.VDI()
@@ -238,7 +238,12 @@ func (s *session) deleteVDI(ctx context.Context, o *op) {
 		tag = strconv.FormatUint(uint64(v.SnapID), 10)
 	}
 	if tag == "" && v.BaseVID != 0 {
-		if base, err := s.server.cfg.Volumes.HeaderOf(object.VID(v.BaseVID) & object.MaxVID); err == nil && base.Snapshot && base.Name == name {
+		base, err := s.server.cfg.Volumes.HeaderOf(object.VID(v.BaseVID) & object.MaxVID)
+		switch {
+		case err != nil || base.Name != name:
+			o.finish(refuse(wire.SD_RES_NO_BASE_VDI, fmt.Sprintf("%q is not deleted: it was to be made anew of VDI %06x, which is not of its snapshots any more", name, v.BaseVID)))
+			return
+		case base.Snapshot:
 			s.server.rollbacks.announce(name, base.VID)
 			o.finish(nil)
 			return
