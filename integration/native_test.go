@@ -471,6 +471,121 @@ func TestNativeUnaware(t *testing.T) {
 	rig.Contains(t, s.Dog("vdi", "check", "vm"), "as they should be")
 }
 
+// A client has a VDI open, idle, while that is deleted and made anew by others, and its sheep is started anew, or it fails over to another node: nobody
+// there knows what it had opened. What it writes goes nowhere, and it may neither take a snapshot of the new one nor go back from it.
+func TestNativeMadeAnew(t *testing.T) {
+	besideOthers(t)
+	f := rig.NewFlock(t, 3, 3)
+	here, others, elsewhere := f.Nodes[0], f.Nodes[1], f.Nodes[2]
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	const size = 4 << nativeShift
+	made := func(seed uint64) []byte {
+		content := rig.Random(seed, size)
+		must(driver.Create(others.Native(), "vm", size, nativeShift, 0))
+		d, err := driver.Open(others.Native(), "vm", "", driver.FlagDirect)
+		must(err)
+		must(d.Write(content, 0))
+		must(d.Close())
+		f.Know("vm")
+		return content
+	}
+	made(0)
+	for n, away := range []struct {
+		what string
+		do   func(*driver.Disk)
+	}{
+		{"the sheep is started anew", func(*driver.Disk) {
+			here.Kill()
+			here.Start()
+			f.WaitWhole(time.Minute)
+		}},
+		{"another node takes over", func(d *driver.Disk) {
+			here.Kill()
+			d.Address = elsewhere.Native()
+		}},
+	} {
+		idle, err := driver.Open(here.Native(), "vm", "", driver.FlagDirect)
+		must(err)
+		must(idle.Write(make([]byte, 512), 0))
+		must(driver.Delete(others.Native(), "vm", ""))
+		eventually(t, time.Minute, "it is collected", func() error {
+			if n := others.Metric("sheepdog_gc_pending"); n > 0 {
+				return fmt.Errorf("%v are pending", n)
+			}
+			return nil
+		})
+		content := made(uint64(n) + 1)
+		away.do(idle)
+		for _, off := range []uint64{0, size / 2} {
+			if err := idle.Write(make([]byte, 4096), off); !errors.Is(err, driver.Result(driver.NoVDI)) {
+				t.Errorf("%s: a write of who had the old one open: %v", away.what, err)
+			}
+		}
+		if err := idle.Read(make([]byte, 4096), 0); err == nil {
+			t.Errorf("%s: the old one is read", away.what)
+		}
+		if err := idle.Discard(0, 1<<nativeShift); !errors.Is(err, driver.Result(driver.NoVDI)) {
+			t.Errorf("%s: a discard: %v", away.what, err)
+		}
+		if err := idle.Snapshot("s", 0, 0); err == nil {
+			t.Errorf("%s: a snapshot is taken", away.what)
+		}
+		mustRead(t, others, "vm", 0, content)
+		now, err := driver.Open(elsewhere.Native(), "vm", "", driver.FlagDirect)
+		must(err)
+		if tags, _, err := now.Snapshots(); err != nil || len(tags) > 0 {
+			t.Errorf("%s: snapshots %v: %v", away.what, tags, err)
+		}
+		must(now.Snapshot("one", 0, 0))
+		if tags, _, err := now.Snapshots(); err != nil || len(tags) != 1 {
+			t.Errorf("%s: snapshots %v, want one: %v", away.what, tags, err)
+		}
+		must(now.Close())
+		must(driver.Delete(elsewhere.Native(), "vm", "one"))
+		idle.Kill()
+	}
+}
+
+// A client has a snapshot open that others delete, and writes, which makes the VDI anew of it: that is refused, and the VDI stays.
+func TestNativeDeletedBase(t *testing.T) {
+	s := rig.Start(t, rig.Options{})
+	const size = 2 << nativeShift
+	content := rig.Random(1, size)
+	err := driver.Create(s.Native(), "vm", size, nativeShift, 0)
+	var d *driver.Disk
+	if err == nil {
+		d, err = driver.Open(s.Native(), "vm", "", driver.FlagDirect)
+	}
+	if err == nil {
+		err = d.Write(content, 0)
+	}
+	if err == nil {
+		err = d.Snapshot("one", 0, 0)
+	}
+	if err == nil {
+		err = d.Close()
+	}
+	if err == nil {
+		d, err = driver.Open(s.Native(), "vm", "one", driver.FlagDirect)
+	}
+	if err == nil {
+		err = driver.Delete(s.Native(), "vm", "one")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Write(make([]byte, 4096), 0); !errors.Is(err, driver.Result(driver.NoBaseVDI)) {
+		t.Errorf("a write to a snapshot that is deleted: %v", err)
+	}
+	mustRead(t, s, "vm", 0, content)
+	d.Kill()
+}
+
 // One volume through native clients, NBD and iSCSI, each at a gateway of its own, all connected all the time: who writes takes it over, and
 // everybody reads what is newest. Then clones of its snapshots, with their copies.
 func TestNativeHandOver(t *testing.T) {

@@ -59,6 +59,9 @@ type Config struct {
 	SweepEvery time.Duration
 	// GCRate bounds the objects that garbage collection removes in a second; default 2000.
 	GCRate int
+	// KeepVIDs is how many vids are not used again although nobody uses them, a quarter of them of one name, for
+	// clients that have not heard of it. Default catalog.KeepVIDs, negative: none.
+	KeepVIDs int
 
 	Logger *slog.Logger     // default: none
 	Now    func() time.Time // default: time.Now
@@ -91,6 +94,9 @@ func (c *Config) validate() error {
 	}
 	if c.GCRate <= 0 {
 		c.GCRate = 2000
+	}
+	if c.KeepVIDs == 0 {
+		c.KeepVIDs = catalog.KeepVIDs
 	}
 	if c.Objects == nil || c.Log == nil || c.Catalog == nil || c.Node == "" || c.DefaultPolicy == nil || c.PolicyOf == nil {
 		return fmt.Errorf("configure volumes: %w", errors.New("Objects, Log, Catalog, Node, DefaultPolicy and PolicyOf are needed"))

@@ -442,12 +442,16 @@ func (s *Service) collected(ctx context.Context, live, dead []*member, held []ca
 			return err
 		}
 	}
-	if len(free) > 0 {
-		if _, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: free}}); err != nil {
-			return err
-		}
+	return s.freeVIDs(ctx, free)
+}
+
+// freeVIDs frees deleted vids that have nothing left.
+func (s *Service) freeVIDs(ctx context.Context, list []catalog.Ref) error {
+	if len(list) == 0 {
+		return nil
 	}
-	return nil
+	_, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: list, Keep: max(s.cfg.KeepVIDs, 0)}})
+	return err
 }
 
 // liveOf returns the VDIs and snapshots of a family.

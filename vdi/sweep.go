@@ -204,6 +204,5 @@ func (s *Service) freeHeldOf(ctx context.Context, family uint64) error {
 	if err := s.stillLive(ctx, live); err != nil {
 		return err
 	}
-	_, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: free}})
-	return err
+	return s.freeVIDs(ctx, free)
 }

@@ -58,7 +58,7 @@ func (s *session) attach(vid object.VID, write bool) (*attached, error) {
 // one, and change those of one VDI only; or of what its host has opened. So a client that
 // makes an oid up harms nobody.
 //
-// A VDI that is made anew may have the vid of one that was deleted: who has opened that does not get it, as far as is known what
+// A VDI that is made anew may have the vid of one that was deleted long ago: who has opened that does not get it, as far as is known what
 // the host has opened.
 func (s *session) permit(h vdi.Header, write bool) error {
 	open, strange := s.server.locks.has(s.host, h.Name, h.Family)

@@ -21,8 +21,12 @@
 // names, and of VDIs that its host has opened. Anything else, entries of others in its map, places beyond
 // an object, headers with another name, gets SD_RES_INVALID_PARMS and changes nothing; and the
 // connection lives on. The protocol has no authentication: Config.Allow and the rights of the
-// unix socket are all there is. Who has opened a VDI that is deleted, and made anew by others with the vid of before, gets SD_RES_NO_VDI; not
-// so behind a restart or at another node, where nobody knows what it had opened.
+// unix socket are all there is.
+//
+// Who has opened a VDI that is deleted, and made anew by others, does not reach the new one: what it writes gets SD_RES_NO_VDI, what it reads
+// SD_RES_NO_OBJ, behind a restart and at other nodes too, for the new one has another vid. A vid is used again
+// when 1024 of VDIs and snapshots of the same name, or catalog.KeepVIDs (4096) of any, were given up after it, or all 2^24 are taken; even then the
+// server that the client opened it through, unless it was started anew, answers SD_RES_NO_VDI.
 //
 // # Clients as they are
 //

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -52,17 +53,34 @@ type harness struct {
 
 func serve(t testing.TB, change func(*Config)) *harness {
 	t.Helper()
+	return serveKeeping(t, 0, change)
+}
+
+// serveKeeping is serve with so many vids in quarantine: see vdi.Config.
+func serveKeeping(t testing.TB, vids int, change func(*Config)) *harness {
+	t.Helper()
 	w := vditest.NewWorld(t)
-	w.Config = func(c *vdi.Config) { c.Now = func() time.Time { return time.Unix(0x5f5e1000, 0) } }
+	w.Config = func(c *vdi.Config) {
+		c.Now, c.KeepVIDs = func() time.Time { return time.Unix(0x5f5e1000, 0) }, vids
+	}
 	h := &harness{t: t, volumes: volumes{w.Start()}}
+	h.start(change)
+	return h
+}
+
+// start has a server that knows nothing of clients, as after a restart, or on another node.
+func (h *harness) start(change func(*Config)) {
+	t := h.t
+	t.Helper()
 	cfg := Config{Volumes: h.volumes, Limits: listen.Limits{LingerTimeout: time.Second}}
 	if change != nil {
 		change(&cfg)
 	}
-	var err error
-	if h.server, err = New(cfg); err != nil {
+	server, err := New(cfg)
+	if err != nil {
 		t.Fatal(err)
 	}
+	h.server = server
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -70,7 +88,7 @@ func serve(t testing.TB, change func(*Config)) *harness {
 	h.address = l.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- h.server.Serve(ctx, l) }()
+	go func() { done <- server.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -78,10 +96,10 @@ func serve(t testing.TB, change func(*Config)) *harness {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := h.server.Shutdown(ctx); err != nil {
+		if err := server.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
 		}
-		if n := h.server.Counters().BufferBytes; n != 0 {
+		if n := server.Counters().BufferBytes; n != 0 {
 			t.Errorf("%d bytes are still in use", n)
 		}
 		for _, i := range h.list() {
@@ -90,7 +108,6 @@ func serve(t testing.TB, change func(*Config)) *harness {
 			}
 		}
 	})
-	return h
 }
 
 func (h *harness) list() []vdi.Info {
@@ -564,24 +581,87 @@ func TestToldOfDeletedSnapshot(t *testing.T) {
 	}
 }
 
-// Who has opened a VDI that is deleted, and made anew with the same vid, does not get the new one for it, whatever it asks for. Who opens that does.
+// Who has opened a VDI that is deleted, and made anew, does not get the new one for it, whatever it asks for: not where the new one has the vid of before,
+// because so many were given up meanwhile, and not at a server that does not know what it had opened, as long as the vid is another one. Who opens the new one gets it.
 func TestMadeAnewIsNotWhatWasOpened(t *testing.T) {
-	h := serve(t, nil)
-	v := h.create("vm", 4<<20)
-	conn, other := h.dial(), h.dial()
-	lock := message(t, []string{"op=0x12", "flags=1", "name=vm", "tag="})
-	exchange(t, other, lock)
-	if err := errors.Join(h.volumes.Delete(t.Context(), "vm", ""), h.volumes.Collect(t.Context())); err != nil {
-		t.Fatal(err)
+	for _, x := range []struct {
+		what    string
+		keep    int
+		restart bool
+	}{{"the vid of before", -1, false}, {"another vid", 0, false}, {"another vid, at another server", 0, true}} {
+		t.Run(x.what, func(t *testing.T) {
+			h := serveKeeping(t, x.keep, nil)
+			v := h.create("vm", 4<<20)
+			lock := message(t, []string{"op=0x12", "flags=1", "name=vm", "tag="})
+			conn, other := h.dial(), h.dial()
+			exchange(t, other, lock)
+			if err := errors.Join(h.volumes.Delete(t.Context(), "vm", ""), h.volumes.Collect(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			now := h.create("vm", 4<<20)
+			if (now.VID == v.VID) != (x.keep < 0) {
+				t.Fatalf("it has vid %s, which was %s: nothing is seen of what this is about", now.VID, v.VID)
+			}
+			if x.restart {
+				h.start(nil)
+				conn, other = h.dial(), h.dial()
+			}
+			for _, request := range requestsFor(t, v.VID) {
+				want := wire.SD_RES_NO_VDI
+				if x.keep == 0 && request[0] == "op=2" {
+					want = wire.SD_RES_NO_OBJ
+				}
+				if header, _ := exchange(t, conn, message(t, request)); result(header) != uint32(want) {
+					t.Errorf("%.60q: %#x, want %#x", request, result(header), want)
+				}
+			}
+			if i := h.list(); i[0].Size != 4<<20 || i[0].Used != 0 {
+				t.Errorf("the new VDI has %d bytes, %d used", i[0].Size, i[0].Used)
+			}
+			base := fmt.Sprintf("base=%d", v.VID)
+			for _, request := range [][]string{{"op=0x11", "flags=1", "name=vm", "snapid=1", base}, {"op=0x17", "flags=1", "name=vm", base}} {
+				if x.keep < 0 {
+					break
+				}
+				if header, _ := exchange(t, other, message(t, request)); result(header) != uint32(wire.SD_RES_NO_BASE_VDI) {
+					t.Errorf("%q: %#x, want NO_BASE_VDI", request, result(header))
+				}
+			}
+			if got := search(t, other, min(v.VID, now.VID), "vm"); !slices.Equal(got, []object.VID{now.VID}) {
+				t.Errorf("who searches for the name finds %v, not %s", got, now.VID)
+			}
+			exchange(t, other, lock)
+			for _, request := range requestsFor(t, now.VID) {
+				if header, _ := exchange(t, conn, message(t, request)); result(header) != 0 {
+					t.Errorf("%.60q of who has opened it: %#x", request, result(header))
+				}
+			}
+		})
 	}
-	if now := h.create("vm", 4<<20); now.VID != v.VID {
-		t.Fatalf("it has vid %s, which was %s: nothing is seen of what this is about", now.VID, v.VID)
+}
+
+// search finds the vids of a name as QEMU does: by the headers of all that is in use from the first vid on. None of them may fail.
+func search(t *testing.T, conn net.Conn, first object.VID, name string) (list []object.VID) {
+	_, bitmap := exchange(t, conn, message(t, []string{"op=0x15", fmt.Sprintf("want=%d", wire.BitmapSize)}))
+	for vid := first; bitmap[vid/8]>>(vid%8)&1 != 0; vid++ {
+		header, inode := exchange(t, conn, message(t, []string{"op=2", fmt.Sprintf("oid=%d", 1<<63|uint64(vid)<<32), fmt.Sprintf("want=%d", wire.InodeHeaderSize)}))
+		if result(header) != 0 {
+			t.Fatalf("header of %s: %#x", vid, result(header))
+		}
+		if in := wire.ParseInodeHeader(inode); in.Name == name {
+			list = append(list, vid)
+		}
 	}
-	data, inode := fmt.Sprintf("oid=%d", uint64(v.VID)<<32), fmt.Sprintf("oid=%d", 1<<63|uint64(v.VID)<<32)
+	return list
+}
+
+// requestsFor are requests of all kinds for objects of a VDI.
+func requestsFor(t *testing.T, vid object.VID) [][]string {
+	data, inode := fmt.Sprintf("oid=%d", uint64(vid)<<32), fmt.Sprintf("oid=%d", 1<<63|uint64(vid)<<32)
 	header := make([]byte, wire.InodeHeaderSize)
-	in := wire.InodeHeader{Name: "vm", Size: 9 << 20, BlockSizeShift: 20, VID: uint32(v.VID)}
+	in := wire.InodeHeader{Name: "vm", Size: 9 << 20, BlockSizeShift: 20, VID: uint32(vid)}
 	in.Put(header)
-	requests := [][]string{
+	return [][]string{
 		{"op=1", "flags=5", data, "fill=7*512"},
 		{"op=3", "flags=5", data, "fill=7*512"},
 		{"op=3", "flags=5", inode, "offset=4664", "fill=0*4"},
@@ -589,20 +669,6 @@ func TestMadeAnewIsNotWhatWasOpened(t *testing.T) {
 		{"op=5", data},
 		{"op=2", data, "want=512"},
 		{"op=0x16", inode},
-	}
-	for _, request := range requests {
-		if header, _ := exchange(t, conn, message(t, request)); result(header) != uint32(wire.SD_RES_NO_VDI) {
-			t.Errorf("%.60q: %#x, want NO_VDI", request, result(header))
-		}
-	}
-	if i := h.list(); i[0].Size != 4<<20 {
-		t.Errorf("the new VDI has %d bytes", i[0].Size)
-	}
-	exchange(t, other, lock)
-	for _, request := range requests {
-		if header, _ := exchange(t, conn, message(t, request)); result(header) != 0 {
-			t.Errorf("%.60q of who has opened it: %#x", request, result(header))
-		}
 	}
 }
 

@@ -40,6 +40,7 @@ const (
 	Exists        = 0x04
 	InvalidParms  = 0x05
 	NoVDI         = 0x08
+	NoBaseVDI     = 0x09
 	NoTag         = 0x0e
 	NotLocked     = 0x10
 	ReadOnly      = 0x1a

@@ -497,7 +497,7 @@ func (s *state) mapGone(c *MapGone) error {
 func (s *state) collected(c *Collected) error {
 	for _, r := range c.Refs {
 		if _, err := s.find(r, Deleted); err == nil {
-			s.free(r.VID)
+			s.free(r.VID, c.Keep)
 		}
 	}
 	return nil

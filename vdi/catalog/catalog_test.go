@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -126,6 +127,9 @@ func dump(m *Machine, out *strings.Builder) {
 					if o, ok := m.Freed(object.VID(8*i + k)); ok {
 						fmt.Fprintf(out, ", was family %d %q", o.Family, o.Name)
 					}
+					if m.state.freed[object.VID(8*i+k)].quarantined {
+						fmt.Fprint(out, ", in quarantine")
+					}
 					fmt.Fprintln(out)
 				}
 			}
@@ -186,79 +190,266 @@ func FuzzApply(f *testing.F) {
 }
 
 // The native protocol's search must find every live volume of a name: from the name's
-// hash upwards there is no unused vid before it.
+// hash upwards there is no unused vid before it. And no vid is used again too early. In a small space runs meet, go around, and fill it.
 func TestSearch(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	m := New()
-	bitmap := make([]byte, 1<<24/8)
-	past := map[Origin][]object.VID{} // that each had while it was there
-	for i := range 2000 {
-		name := fmt.Sprint("n", rng.IntN(4))
-		live := m.List()
-		switch rng.IntN(4) {
-		case 0:
-			m.Apply((&Command{Create: &Create{Name: name, SizeShift: 22}}).Encode())
-		case 1:
-			if v, err := m.Find(name, ""); err == nil {
-				n := Node{"n", 1}
-				m.Apply((&Command{Acquire: &Acquire{Ref: v.Ref, By: n, Since: v.Generation}}).Encode())
-				res, err := DecodeResult(m.Apply((&Command{Reserve: &Reserve{Name: name, Source: v.Ref, By: n}}).Encode()))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err := DecodeResult(m.Apply((&Command{Snapshot: &Snapshot{Source: v.Ref, Reserved: res.VDI.Ref, By: n}}).Encode())); err != nil {
-					t.Fatal(err)
+	for _, x := range []struct {
+		max         object.VID
+		names, keep int
+	}{{object.MaxVID, 4, 0}, {object.MaxVID, 4, 40}, {63, 8, 12}, {63, 3, 100}, {31, 8, 1}, {15, 8, 6}, {7, 8, 2}} {
+		t.Run(fmt.Sprintf("%d vids, %d names, %d kept", x.max, x.names, x.keep), func(t *testing.T) {
+			m := New()
+			m.state.maxVID = x.max
+			s := &search{t: t, m: m, rng: rand.New(rand.NewPCG(1, 2)), keep: x.keep, since: map[object.VID]int{}, past: map[Origin][]object.VID{}}
+			for i := range 4000 {
+				s.step(fmt.Sprint("n", s.rng.IntN(x.names)))
+				if i%100 == 0 {
+					s.restore()
 				}
 			}
-		case 2:
-			if len(live) > 0 {
-				v := live[rng.IntN(len(live))]
-				m.Apply((&Command{Delete: &Delete{Ref: v.Ref}}).Encode())
+			if len(m.state.origins) == 0 && x.keep > 0 {
+				t.Error("nothing is seen of vids that were freed")
 			}
-		case 3:
-			for _, v := range m.InState(Deleted) {
-				if rng.IntN(2) == 0 {
-					m.Apply((&Command{Collected: &Collected{Refs: []Ref{v.Ref}}}).Encode())
-				}
+			s.deleteAll()
+			if n := len(m.state.freed); n != len(m.state.quarantine) || n > x.keep || x.keep > 0 && n == 0 {
+				t.Errorf("all is deleted, but %d vids are in use, %d in quarantine", n, len(m.state.quarantine))
+			}
+			s.keep = 0
+			s.do(Command{Create: &Create{Name: "last", SizeShift: 22}})
+			s.deleteAll()
+			bitmap := make([]byte, 1<<24/8)
+			m.Bitmap(bitmap)
+			if i := bytes.IndexFunc(bitmap, func(r rune) bool { return r != 0 }); i >= 0 {
+				t.Errorf("all is deleted, and none is kept, but vid %#x and others are in use", 8*i)
+			}
+			if len(m.state.origins) > 0 || len(m.state.quarantine) > 0 {
+				t.Errorf("all is deleted, but what vids were is remembered: %v, %v", m.state.origins, m.state.quarantine)
+			}
+		})
+	}
+}
+
+// A state that an older version has saved: what is freed has a VDI behind it, and nothing is in quarantine. It goes there with the last VDI
+// of its run; commands of that version clear bits at once.
+func TestOldState(t *testing.T) {
+	const old = `{"format":1,"counter":9,"vdis":[{"vid":7396334,"serial":9,"state":"deleted","family":2,"name":"vm","size":0,"size_shift":22,` +
+		`"policy":1,"created":"2026-01-02T03:04:05Z"}],"freed":[7396332,7396333],"origins":[{"name":"vm","family":2,"created":5,"vids":[7396333]}]}`
+	for _, keep := range []int{0, KeepVIDs} {
+		m := New()
+		if err := m.Restore([]byte(old)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := DecodeResult(m.Apply((&Command{Collected: &Collected{Refs: []Ref{{7396334, 9}}, Keep: keep}}).Encode())); err != nil {
+			t.Fatal(err)
+		}
+		for vid := object.VID(7396332); vid <= 7396334; vid++ {
+			if m.InUse(vid) != (keep > 0) {
+				t.Errorf("%d are kept: %s is in use: %v", keep, vid, m.InUse(vid))
 			}
 		}
-		clear(bitmap)
-		m.Bitmap(bitmap)
-		for _, v := range m.List() {
-			for vid := hashVID(v.Name); vid != v.VID; vid = nextVID(vid) {
-				if bitmap[vid/8]>>(vid%8)&1 == 0 {
-					t.Fatalf("%s is not found from %s on: %s is unused", describe(v), hashVID(v.Name), vid)
-				}
+	}
+}
+
+// search is a catalog whose VDIs come and go.
+type search struct {
+	t     *testing.T
+	m     *Machine
+	rng   *rand.Rand
+	keep  int
+	gone  []string                // names of vids that were given up, in that order
+	since map[object.VID]int      // how many had been when this one was first, as long as its bit is set
+	past  map[Origin][]object.VID // that each had while it was there
+}
+
+func (s *search) do(c Command) (*VDI, error) {
+	res, err := DecodeResult(s.m.Apply(c.Encode()))
+	if errors.Is(err, ErrFull) {
+		s.full()
+	}
+	return res.VDI, err
+}
+
+// step does something to a VDI of that name, or to any.
+func (s *search) step(name string) {
+	s.t.Helper()
+	before := s.used()
+	live := s.m.List()
+	switch s.rng.IntN(5) {
+	case 0:
+		s.do(Command{Create: &Create{Name: name, SizeShift: 22}})
+	case 1:
+		if v, err := s.m.Find(name, ""); err == nil {
+			n := Node{"n", 1}
+			s.do(Command{Acquire: &Acquire{Ref: v.Ref, By: n, Since: v.Generation}})
+			if copied, err := s.do(Command{Reserve: &Reserve{Name: name, Source: v.Ref, By: n}}); err == nil {
+				s.do(Command{Snapshot: &Snapshot{Source: v.Ref, Reserved: copied.Ref, By: n}})
 			}
 		}
-		if i%100 == 0 {
-			b, err := m.Snapshot()
-			if err == nil {
-				err = m.Restore(b)
-			}
-			if err != nil {
-				t.Fatal(err)
+	case 2, 3:
+		if len(live) > 0 {
+			s.do(Command{Delete: &Delete{Ref: live[s.rng.IntN(len(live))].Ref}})
+		}
+	case 4:
+		for _, v := range s.m.InState(Deleted) {
+			if s.rng.IntN(2) == 0 {
+				s.collect(v)
+				before = s.used()
 			}
 		}
-		checkOrigins(t, m, past)
 	}
-	if len(m.state.origins) == 0 {
-		t.Error("nothing is seen of vids that were freed")
+	s.reused(before)
+	s.check()
+}
+
+func (s *search) restore() {
+	s.t.Helper()
+	b, err := s.m.Snapshot()
+	if err == nil {
+		err = s.m.Restore(b)
 	}
-	for _, v := range m.List() {
-		m.Apply((&Command{Delete: &Delete{Ref: v.Ref}}).Encode())
+	if err != nil {
+		s.t.Fatal(err)
 	}
-	for _, v := range m.InState(Deleted) {
-		m.Apply((&Command{Collected: &Collected{Refs: []Ref{v.Ref}}}).Encode())
+	if again, _ := s.m.Snapshot(); !bytes.Equal(b, again) {
+		s.t.Fatalf("restored state differs:\n%s\n%s", b, again)
 	}
-	clear(bitmap)
-	m.Bitmap(bitmap)
-	if i := bytes.IndexFunc(bitmap, func(r rune) bool { return r != 0 }); i >= 0 {
-		t.Errorf("all is deleted, but vid %#x and others are in use", 8*i)
+}
+
+func (s *search) deleteAll() {
+	for _, v := range s.m.List() {
+		s.do(Command{Delete: &Delete{Ref: v.Ref}})
 	}
-	if len(m.state.origins) > 0 {
-		t.Errorf("all is deleted, but what vids were is remembered: %v", m.state.origins)
+	for _, v := range s.m.InState(Deleted) {
+		s.do(Command{Collected: &Collected{Refs: []Ref{v.Ref}, Keep: s.keep}})
 	}
+}
+
+// used are the vids whose bit is set, by the serial of their VDI, 0 for none.
+func (s *search) used() map[object.VID]uint64 {
+	list := map[object.VID]uint64{}
+	for v := range s.m.state.freed {
+		list[v] = 0
+	}
+	for v, d := range s.m.state.vdis {
+		list[v] = d.Serial
+	}
+	return list
+}
+
+// collect frees a vid, and notes which are given up by that: those of its run that no VDI is behind of.
+func (s *search) collect(d VDI) {
+	before := s.used()
+	followed := func(v object.VID) bool {
+		for w := s.m.state.nextVID(v); w != v; w = s.m.state.nextVID(w) {
+			if serial, used := before[w]; !used || serial != 0 {
+				return used
+			}
+		}
+		return false
+	}
+	var list []object.VID
+	was := map[object.VID]bool{}
+	for v, serial := range before {
+		was[v] = serial == 0 && !followed(v)
+	}
+	before[d.VID] = 0
+	for v, n := d.VID, 0; n < len(before) && !followed(v); v, n = s.m.state.previousVID(v), n+1 {
+		serial, used := before[v]
+		if !used || serial != 0 {
+			break
+		}
+		if !was[v] {
+			list = append(list, v)
+		}
+	}
+	for _, v := range slices.Backward(list) {
+		name := d.Name
+		if o, ok := s.m.Freed(v); ok {
+			name = o.Name
+		}
+		s.gone = append(s.gone, name)
+		if _, known := s.since[v]; !known {
+			s.since[v] = len(s.gone)
+		}
+	}
+	before = s.used()
+	s.do(Command{Collected: &Collected{Refs: []Ref{d.Ref}, Keep: s.keep}})
+	before[d.VID] = 0
+	s.reused(before)
+}
+
+// reused fails if a vid's bit was cleared, or it is used again, before enough others were given up after it.
+func (s *search) reused(before map[object.VID]uint64) {
+	s.t.Helper()
+	now := s.used()
+	full := len(before) == int(s.m.state.maxVID)
+	for v, serial := range before {
+		if now, used := now[v]; serial != 0 || used && now == 0 {
+			continue
+		}
+		if full && serial == 0 && now[v] != 0 {
+			delete(s.since, v)
+			continue
+		}
+		if s.since[v] == 0 {
+			s.t.Fatalf("%s is used again while a VDI is behind it", v)
+		}
+		after := s.gone[s.since[v]:]
+		n := 0
+		for _, name := range after {
+			if name == s.gone[s.since[v]-1] {
+				n++
+			}
+		}
+		if len(after) < s.keep && n < keepOfName(s.keep) {
+			s.t.Fatalf("%s is used again after %d others, %d of its name", v, len(after), n)
+		}
+		delete(s.since, v)
+	}
+}
+
+// full fails if a vid could have been had.
+func (s *search) full() {
+	s.t.Helper()
+	for v := object.VID(1); v <= s.m.state.maxVID; v++ {
+		d, f := s.m.state.vdis[v], s.m.state.freed[v]
+		switch {
+		case d != nil:
+		case f == nil || f.was == nil:
+			s.t.Fatalf("%s is unused, or nothing is known of it", v)
+		default:
+			if w, err := s.m.Find(f.was.Name, ""); err != nil || w.Origin() != f.was.Origin {
+				s.t.Fatalf("nothing goes on from %s, and it is not to be had", v)
+			}
+		}
+	}
+}
+
+func (s *search) check() {
+	s.t.Helper()
+	st := &s.m.state
+	for _, v := range s.m.List() {
+		for vid := max(st.hashVID(v.Name), 1); vid != v.VID; vid = st.nextVID(vid) {
+			if !s.m.InUse(vid) {
+				s.t.Fatalf("%s is not found from %s on: %s is unused", describe(v), st.hashVID(v.Name), vid)
+			}
+		}
+	}
+	names := map[string]int{}
+	for _, f := range st.quarantine {
+		names[f.name()]++
+		if names[f.name()] > keepOfName(s.keep) || !f.quarantined || st.freed[f.vid] != f {
+			s.t.Fatalf("%v is in quarantine, %d of its name", *f, names[f.name()])
+		}
+	}
+	for v, f := range st.freed {
+		if !f.quarantined && !st.followed(v) {
+			s.t.Fatalf("%v is kept for nothing", *f)
+		}
+	}
+	if n := len(st.quarantine); n > s.keep {
+		s.t.Fatalf("%d are in quarantine", n)
+	}
+	checkOrigins(s.t, s.m, s.past)
 }
 
 // checkOrigins fails unless of each vid that a VDI ever had, as long as the VDI is there, it is known that it had it.

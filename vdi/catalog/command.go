@@ -211,9 +211,12 @@ type MapGone struct {
 	Refs []Ref `json:"refs"`
 }
 
-// Collected says that deleted vids have no objects any more: they may be used again.
+// Collected says that deleted vids have no objects any more. They may be used again when Keep others, or a quarter of that of
+// the same name, were given up after them: freed, with no VDI behind them. See KeepVIDs; commands of older versions
+// have 0, so that an old log makes what it made.
 type Collected struct {
 	Refs []Ref `json:"refs"`
+	Keep int   `json:"keep,omitempty"`
 }
 
 // Adopt makes a vid that nobody knows, but which has objects, a deleted one.

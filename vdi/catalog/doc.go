@@ -9,7 +9,8 @@
 //
 // Vids are given by the rule of the native protocol, because its clients search by it:
 // the low 24 bits of FNV-1a 64 of the name, then the next that is free. So that they
-// find what lies behind it, a freed vid stays in use while the next one is.
+// find what lies behind it, a freed vid stays in use while there is a VDI behind it in its run of used vids. Then it is
+// given up: in quarantine, until enough others have followed it, for clients may have it open that have not heard of it.
 //
 // Beside them it keeps records: short texts under keys, which mean something to who wrote them,
 // and change by their revision alone.

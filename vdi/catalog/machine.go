@@ -79,6 +79,8 @@ type saved struct {
 	Records []Record     `json:"records,omitempty"`
 	// Origins are what freed vids were, by the first of these. Older versions have none.
 	Origins []savedOrigin `json:"origins,omitempty"`
+	// Quarantine are those of the freed vids that are in it, the longest first. Older versions have none.
+	Quarantine []object.VID `json:"quarantine,omitempty"`
 }
 
 // savedOrigin is what some of the freed vids were.
@@ -103,6 +105,9 @@ func (m *Machine) Snapshot() ([]byte, error) {
 	}
 	slices.Sort(s.Freed)
 	s.Origins = m.state.savedOrigins(s.Freed)
+	for _, f := range m.state.quarantine {
+		s.Quarantine = append(s.Quarantine, f.vid)
+	}
 	s.Records = m.state.recordsWith("")
 	b, err := json.Marshal(s)
 	if err != nil {
@@ -116,7 +121,7 @@ func (s *state) savedOrigins(freed []object.VID) []savedOrigin {
 	index := map[*origin]int{}
 	var list []savedOrigin
 	for _, v := range freed {
-		o := s.freed[v]
+		o := s.freed[v].was
 		if o == nil {
 			continue
 		}
@@ -150,9 +155,15 @@ func (m *Machine) Restore(b []byte) error {
 	}
 	for _, o := range s.Origins {
 		for _, v := range o.VIDs {
-			if next.isFreed(v) {
+			if f := next.freed[v]; f != nil && f.was == nil {
 				next.setFreed(v, &Origin{o.Name, o.Family, o.Created})
 			}
+		}
+	}
+	for _, v := range s.Quarantine {
+		if f := next.freed[v]; f != nil && !f.quarantined {
+			f.quarantined = true
+			next.quarantine = append(next.quarantine, f)
 		}
 	}
 	for _, r := range s.Records {
@@ -160,7 +171,7 @@ func (m *Machine) Restore(b []byte) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	next.putting = m.state.putting
+	next.putting, next.maxVID = m.state.putting, m.state.maxVID
 	for v := range m.state.vdis {
 		if next.vdis[v] == nil {
 			m.watch(VDI{Ref: Ref{VID: v}, State: Deleted})

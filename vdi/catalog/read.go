@@ -99,16 +99,16 @@ func (m *Machine) Policies() []object.PolicyID {
 func (m *Machine) InUse(vid object.VID) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return m.state.vdis[vid] != nil || m.state.isFreed(vid)
+	return m.state.inUse(vid)
 }
 
 // Freed returns what a vid was that nobody uses any more, as long as it is not used again: it is not while there is a VDI
-// that goes on from it.
+// that goes on from it, nor in quarantine.
 func (m *Machine) Freed(vid object.VID) (Origin, bool) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if o := m.state.freed[vid]; o != nil {
-		return o.Origin, true
+	if f := m.state.freed[vid]; f != nil && f.was != nil {
+		return f.was.Origin, true
 	}
 	return Origin{}, false
 }

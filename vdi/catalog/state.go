@@ -10,13 +10,15 @@ import (
 // state is all that there is. A VDI in it is replaced, never changed, so that readers
 // may keep it.
 type state struct {
-	counter uint64 // last serial, family and generation given
-	vdis    map[object.VID]*VDI
-	freed   map[object.VID]*origin // used by nobody, but their bit is still set: see free; nil: it is not known what they were
-	origins map[Origin]*origin     // of freed vids
-	names   map[string]*name       // of live VDIs and snapshots
-	records map[string]Record      // by key
-	putting func(*VDI)             // told of each that is put
+	maxVID     object.VID // 2^n - 1: fewer than there are in tests
+	counter    uint64     // last serial, family and generation given
+	vdis       map[object.VID]*VDI
+	freed      map[object.VID]*freed // used by nobody, but their bit is still set: see free
+	quarantine []*freed              // of these, the longest first
+	origins    map[Origin]*origin    // of freed vids
+	names      map[string]*name      // of live VDIs and snapshots
+	records    map[string]Record     // by key
+	putting    func(*VDI)            // told of each that is put
 }
 
 // origin is what some freed vids were. They share it: a VDI leaves one for each snapshot that was deleted.
@@ -32,7 +34,10 @@ type name struct {
 }
 
 func newState() state {
-	return state{vdis: map[object.VID]*VDI{}, freed: map[object.VID]*origin{}, origins: map[Origin]*origin{}, names: map[string]*name{}, records: map[string]Record{}, putting: func(*VDI) {}}
+	return state{
+		maxVID: object.MaxVID, vdis: map[object.VID]*VDI{}, freed: map[object.VID]*freed{}, origins: map[Origin]*origin{},
+		names: map[string]*name{}, records: map[string]Record{}, putting: func(*VDI) {},
+	}
 }
 
 func (s *state) next() uint64 {

@@ -2,72 +2,186 @@ package catalog
 
 import (
 	"hash/fnv"
+	"iter"
+	"slices"
 
 	"sheepdog/storage/object"
 )
 
+// KeepVIDs is how many vids are in quarantine at most, for Collected.Keep. Of one name it is a quarter, for
+// clients that look for snapshots of it ask about each.
+const KeepVIDs = 4096
+
+// freed is a vid that nobody uses, but whose bit is still set: a VDI is behind it, or it is in quarantine. See free.
+type freed struct {
+	vid         object.VID
+	was         *origin // nil: that is not known
+	quarantined bool
+}
+
+func (f *freed) name() string {
+	if f.was == nil {
+		return ""
+	}
+	return f.was.Name
+}
+
 // hashVID is where the search for a vid of that name begins.
-func hashVID(name string) object.VID {
+func (s *state) hashVID(name string) object.VID {
 	h := fnv.New64a()
 	h.Write([]byte(name))
-	return object.VID(h.Sum64()) & object.MaxVID
+	return object.VID(h.Sum64()) & s.maxVID
 }
 
 // nextVID is the vid after v; 0 is none.
-func nextVID(v object.VID) object.VID {
-	if v == object.MaxVID {
+func (s *state) nextVID(v object.VID) object.VID {
+	if v == s.maxVID {
 		return 1
 	}
 	return v + 1
 }
 
-func previousVID(v object.VID) object.VID {
+func (s *state) previousVID(v object.VID) object.VID {
 	if v <= 1 {
-		return object.MaxVID
+		return s.maxVID
 	}
 	return v - 1
 }
 
-// inUse reports whether the vid's bit is set for the native protocol.
-func (s *state) inUse(v object.VID) bool {
-	return v == 0 || s.vdis[v] != nil || s.isFreed(v)
+// around yields all vids, from v on.
+func (s *state) around(v object.VID, step func(object.VID) object.VID) iter.Seq[object.VID] {
+	return func(yield func(object.VID) bool) {
+		for w := v; yield(w); {
+			if w = step(w); w == v {
+				return
+			}
+		}
+	}
 }
+
+// inUse reports whether the vid's bit is set for the native protocol.
+func (s *state) inUse(v object.VID) bool { return s.vdis[v] != nil || s.freed[v] != nil }
 
 // allocate finds the vid for a name.
 func (s *state) allocate(name string) (object.VID, error) {
-	first := hashVID(name)
-	if !s.inUse(first) {
-		return first, nil
-	}
-	for v := nextVID(first); v != first; v = nextVID(v) {
+	first := max(s.hashVID(name), 1)
+	for v := range s.around(first, s.nextVID) {
 		if !s.inUse(v) {
 			return v, nil
 		}
 	}
-	return 0, refuse(ErrFull, "all %d VDI ids are in use: delete VDIs or snapshots", object.MaxVID)
+	if f := s.spare(first); f != nil {
+		s.unsetFreed(f.vid)
+		return f.vid, nil
+	}
+	return 0, refuse(ErrFull, "all %d VDI ids are in use: delete VDIs or snapshots", s.maxVID)
 }
 
-// free takes the vid out of use as soon as no run of used vids goes on behind it: who
-// searches for a name stops at the first unused one.
-func (s *state) free(v object.VID) {
+// spare is what may be used again when all bits are set: what was longest in quarantine, else the next that is freed; nil if there is
+// none. What a VDI goes on from is not to be had even then.
+func (s *state) spare(first object.VID) *freed {
+	free := func(f *freed) bool {
+		if f == nil || f.was == nil {
+			return f != nil
+		}
+		w := s.workingOf(f.was.Name)
+		return w == nil || w.Origin() != f.was.Origin
+	}
+	if i := slices.IndexFunc(s.quarantine, free); i >= 0 {
+		return s.quarantine[i]
+	}
+	for v := range s.around(first, s.nextVID) {
+		if f := s.freed[v]; free(f) {
+			return f
+		}
+	}
+	return nil
+}
+
+// free takes the vid out of use. Its bit stays as long as a VDI is behind it in the run of used vids: who searches for a name
+// stops at the first unused one. And then it is in quarantine, for clients may have it open that hear of
+// nothing: what they write must not go to another VDI.
+func (s *state) free(v object.VID, keep int) {
 	was := s.vdis[v].Origin()
 	delete(s.vdis, v)
 	s.setFreed(v, &was)
-	for s.isFreed(v) && !s.inUse(nextVID(v)) {
-		s.unsetFreed(v)
-		v = previousVID(v)
+	if s.followed(v) {
+		return
+	}
+	var enter []*freed // those next to v: others would be driven out at once
+	names := map[string]int{}
+	for _, f := range s.givenUp(v) {
+		if names[f.name()]++; len(enter) < keep && names[f.name()] <= keepOfName(keep) {
+			enter = append(enter, f)
+		} else {
+			s.unsetFreed(f.vid)
+		}
+	}
+	for _, f := range slices.Backward(enter) {
+		s.isolate(f, keepOfName(keep))
+	}
+	for len(s.quarantine) > max(keep, 0) {
+		s.discharge(0)
 	}
 }
 
-func (s *state) isFreed(v object.VID) bool {
-	_, ok := s.freed[v]
-	return ok
+func keepOfName(keep int) int { return (keep + 3) / 4 }
+
+// followed reports whether a VDI is behind v in its run.
+func (s *state) followed(v object.VID) bool {
+	for w := range s.around(s.nextVID(v), s.nextVID) {
+		if s.vdis[w] != nil || s.freed[w] == nil {
+			return s.vdis[w] != nil
+		}
+	}
+	return false
+}
+
+// givenUp are v, which no VDI is behind of, and those of its run that waited for that, the next to v first.
+func (s *state) givenUp(v object.VID) (list []*freed) {
+	for w := range s.around(v, s.previousVID) {
+		f := s.freed[w]
+		if f == nil {
+			break
+		}
+		if !f.quarantined {
+			list = append(list, f)
+		}
+	}
+	return list
+}
+
+// isolate puts a freed vid into quarantine, in place of what of the same name is longest in it if there are so many.
+func (s *state) isolate(f *freed, keep int) {
+	f.quarantined = true
+	s.quarantine = append(s.quarantine, f)
+	same := func(g *freed) bool { return g.name() == f.name() }
+	n := 0
+	for _, g := range s.quarantine {
+		if same(g) {
+			n++
+		}
+	}
+	for ; n > keep; n-- {
+		s.discharge(slices.IndexFunc(s.quarantine, same))
+	}
+}
+
+// discharge ends a quarantine. If there is a VDI behind the vid by now, its bit stays as long as that does.
+func (s *state) discharge(i int) {
+	f := s.quarantine[i]
+	s.quarantine = slices.Delete(s.quarantine, i, i+1)
+	f.quarantined = false
+	if !s.followed(f.vid) {
+		s.unsetFreed(f.vid)
+	}
 }
 
 // setFreed notes that a vid is freed, and what it was; nil: that is not known.
 func (s *state) setFreed(v object.VID, was *Origin) {
+	f := &freed{vid: v}
+	s.freed[v] = f
 	if was == nil {
-		s.freed[v] = nil
 		return
 	}
 	o := s.origins[*was]
@@ -76,16 +190,24 @@ func (s *state) setFreed(v object.VID, was *Origin) {
 		s.origins[*was] = o
 	}
 	o.vids++
-	s.freed[v] = o
+	f.was = o
 }
 
+// unsetFreed forgets that a vid is freed, if it is.
 func (s *state) unsetFreed(v object.VID) {
-	o := s.freed[v]
-	delete(s.freed, v)
-	if o == nil {
+	f := s.freed[v]
+	if f == nil {
 		return
 	}
-	if o.vids--; o.vids == 0 {
-		delete(s.origins, o.Origin)
+	delete(s.freed, v)
+	if f.quarantined {
+		i := slices.Index(s.quarantine, f)
+		s.quarantine = slices.Delete(s.quarantine, i, i+1)
+	}
+	if f.was == nil {
+		return
+	}
+	if f.was.vids--; f.was.vids == 0 {
+		delete(s.origins, f.was.Origin)
 	}
 }
