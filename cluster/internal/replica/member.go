@@ -67,7 +67,7 @@ func (p *Partition) reply(to Peer, token any, err error) {
 
 // follows reports whether a message is of this node's primary and epoch.
 func (p *Partition) follows(from Peer, epoch state.Epoch) bool {
-	return epoch == p.view.Epoch && (p.role == member || p.role == learning) && from == p.view.ISR[0]
+	return epoch == p.view.Epoch && !p.closed && (p.role == member || p.role == learning) && from == p.view.ISR[0]
 }
 
 // Stored says how the Apply of a received change has ended. All but err are those of
@@ -125,12 +125,12 @@ func (p *Partition) confirm(mark Mark) {
 // AnswerSurvey answers the primary's survey of the members, and of those who were
 // primaries: by the answer it knows that this node takes itself for one no more.
 func (p *Partition) AnswerSurvey(from Peer, epoch state.Epoch, token any) {
-	if epoch > p.view.Epoch {
+	if epoch > p.view.Epoch && !p.closed {
 		p.wait(epoch, func(Time) { p.AnswerSurvey(from, epoch, token) }, func() { p.reply(from, token, ErrEpoch) })
 		return
 	}
 	switch {
-	case epoch != p.view.Epoch || p.role == primary || from != p.view.ISR[0]:
+	case epoch != p.view.Epoch || p.closed || p.role == primary || from != p.view.ISR[0]:
 		p.reply(from, token, ErrEpoch)
 	case p.role == member:
 		p.answer(from, token)
@@ -142,7 +142,7 @@ func (p *Partition) AnswerSurvey(from Peer, epoch state.Epoch, token any) {
 // AnswerAsk answers the primary that begins to bring this learner in sync. The objects
 // that this node has are added by the caller.
 func (p *Partition) AnswerAsk(from Peer, epoch state.Epoch, session uint32, token any) {
-	if epoch > p.view.Epoch {
+	if epoch > p.view.Epoch && !p.closed {
 		p.wait(epoch, func(Time) { p.AnswerAsk(from, epoch, session, token) }, func() { p.reply(from, token, ErrEpoch) })
 		return
 	}

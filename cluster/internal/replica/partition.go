@@ -30,6 +30,7 @@ type Partition struct {
 	tight    []Peer // members and learners without space, this node included; see space.go
 	renewing bool   // a new epoch is wanted, and nothing begins before
 	renewAt  Time   // when that is proposed again
+	closed   bool   // see Close
 	holds    bool   // there may be something of the partition in the store
 	current  bool   // see Current
 	purging  bool   // that is under way
@@ -130,7 +131,7 @@ func (p *Partition) Readable() bool { return p.Serving() || p.role == member && 
 
 // Idle reports whether Tick has nothing to do before another event comes.
 func (p *Partition) Idle() bool {
-	if p.role != primary || len(p.early) > 0 {
+	if p.role != primary || p.closed || len(p.early) > 0 {
 		return p.purgeAt == 0 && len(p.early) == 0
 	}
 	return p.phase == serving && !p.renewing && p.sequenced.front == nil && p.held.front == nil && len(p.view.Learners) == 0 &&
@@ -139,7 +140,7 @@ func (p *Partition) Idle() bool {
 
 // SetView says what the replicated state has become. Older views change nothing.
 func (p *Partition) SetView(now Time, v View) {
-	if v.Epoch <= p.view.Epoch {
+	if v.Epoch <= p.view.Epoch || p.closed {
 		return
 	}
 	if p.Serving() {
@@ -170,6 +171,25 @@ func (p *Partition) SetView(now Time, v View) {
 		p.holds = true
 	}
 	p.takeEarly(now)
+}
+
+// Close ends the partition's part here: all that was asked for is refused, and so is what comes later. Who asked
+// hears of it as soon as no effect uses what he gave.
+func (p *Partition) Close() {
+	if p.Serving() {
+		p.mark = p.committed()
+	}
+	p.closed = true
+	p.refuseAll()
+	p.peers, p.formers, p.renewing, p.purgeAt, p.settling = nil, nil, false, 0, settling{}
+	for _, q := range p.questions {
+		p.reply(q.from, q.token, ErrEpoch)
+	}
+	early := p.early
+	p.questions, p.early = nil, nil
+	for _, e := range early {
+		e.refuse()
+	}
 }
 
 // has reports whether a node is a member or learner.
@@ -248,7 +268,7 @@ func (p *Partition) unused(op *Op) {
 
 // drained goes on when nothing of earlier epochs is under way in the store.
 func (p *Partition) drained(now Time) {
-	if p.earlier > 0 {
+	if p.earlier > 0 || p.closed {
 		return
 	}
 	for _, q := range p.questions {

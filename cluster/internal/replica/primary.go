@@ -11,11 +11,11 @@ import (
 // may address it to another epoch once this one has ended or ErrRetry is the outcome.
 func (p *Partition) Submit(now Time, epoch state.Epoch, op *Op) {
 	op.Err, op.list, op.learner, op.refs = nil, nil, nil, 0
-	if epoch > p.view.Epoch {
+	if epoch > p.view.Epoch && !p.closed {
 		p.wait(epoch, func(now Time) { p.Submit(now, epoch, op) }, func() { p.end(op, ErrRetry) })
 		return
 	}
-	if p.role != primary || epoch != p.view.Epoch {
+	if p.role != primary || epoch != p.view.Epoch || p.closed {
 		p.end(op, ErrRetry)
 		return
 	}

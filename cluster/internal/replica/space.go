@@ -124,7 +124,7 @@ func (p *Partition) Members() []Peer { return p.view.ISR }
 func (p *Partition) purge() {
 	p.purgeAt = 0
 	v := &p.view
-	if !p.holds || p.purging || p.earlier > 0 || !p.current || !v.Whole || v.Lost != 0 && p.mark.Epoch < uint64(v.Lost) {
+	if !p.holds || p.closed || p.purging || p.earlier > 0 || !p.current || !v.Whole || v.Lost != 0 && p.mark.Epoch < uint64(v.Lost) {
 		return
 	}
 	p.mark, p.recent, p.trimmed = Mark{}, nil, 0
@@ -150,7 +150,7 @@ func (p *Partition) Tight() bool { return len(p.tight) > 0 }
 // Renounce says that nothing of what this node had of the partition, in which it is not in
 // sync, can be reached any more. It begins with nothing.
 func (p *Partition) Renounce() {
-	if p.Holder() {
+	if p.Holder() || p.closed {
 		return
 	}
 	p.mark, p.recent, p.trimmed = Mark{}, nil, 0

@@ -23,6 +23,7 @@ type part struct {
 	p       *replica.Partition // nil: it is not known yet what is in the store
 	first   *replica.View      // when the part was made
 	loading bool
+	unknown bool    // it was closed before it was known what is in the store
 	waiting []event // until then
 	unsent  bool    // something was submitted and not kicked
 
@@ -66,6 +67,7 @@ const (
 	evFailed // peer's disk
 	evLeave  // this node's disk is out of service, or to be taken out
 	evCurrent
+	evClose
 )
 
 // event is something that happened. Only the fields of its kind are set.
@@ -117,27 +119,32 @@ func (p *part) handle(e event) {
 // that is known.
 func (p *part) load(e *event) bool {
 	r := p.r
-	if e.kind == evLoaded {
+	switch {
+	case e.kind == evLoaded:
 		p.begin(*e.report)
-		waiting := p.waiting
-		p.waiting = nil
-		for i := range waiting {
-			p.handle(waiting[i])
+	case e.kind == evClose:
+		p.unknown, p.first = true, nil
+		p.begin(replica.Report{})
+		p.p.Close()
+	case !p.loading && !r.stored[p.group]:
+		p.begin(replica.Report{})
+		return true
+	default:
+		p.waiting = append(p.waiting, *e)
+		if !p.loading {
+			p.loading = true
+			r.works.Go(func() {
+				if report := r.report(p.group); report != nil {
+					p.post(event{kind: evLoaded, report: report})
+				}
+			})
 		}
 		return false
 	}
-	if !p.loading && !r.stored[p.group] {
-		p.begin(replica.Report{})
-		return true
-	}
-	p.waiting = append(p.waiting, *e)
-	if !p.loading {
-		p.loading = true
-		r.works.Go(func() {
-			if report := r.report(p.group); report != nil {
-				p.post(event{kind: evLoaded, report: report})
-			}
-		})
+	waiting := p.waiting
+	p.waiting = nil
+	for i := range waiting {
+		p.handle(waiting[i])
 	}
 	return false
 }
@@ -203,6 +210,8 @@ func (p *part) event(e *event) {
 		p.p.SetTight(e.peer, e.tight)
 	case evCurrent:
 		p.p.Current()
+	case evClose:
+		p.p.Close()
 	}
 }
 
@@ -252,7 +261,7 @@ func (p *part) note() {
 		}
 		p.underway = n
 	}
-	if m, old := p.p.Mark(), p.mark.Load(); old == nil || m.Epoch != old.Epoch || m.Seq > old.Seq+markStep {
+	if m, old := p.p.Mark(), p.mark.Load(); !p.unknown && (old == nil || m.Epoch != old.Epoch || m.Seq > old.Seq+markStep) {
 		p.mark.Store(&m)
 	}
 }

@@ -97,9 +97,9 @@ type Replicas struct {
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
-	works  sync.WaitGroup // goroutines that carry out effects which have to wait
-	lease  atomic.Int64   // replica.Time
-	lapses atomic.Uint64  // how often a lease began after the one before had ended
+	works  works         // goroutines that carry out effects which have to wait
+	lease  atomic.Int64  // replica.Time
+	lapses atomic.Uint64 // how often a lease began after the one before had ended
 	closed atomic.Bool
 
 	mu     sync.RWMutex
@@ -157,6 +157,7 @@ func New(ctx context.Context, cfg Config) (*Replicas, error) {
 	r.opt = replica.Options{Self: cfg.Self, AckTimeout: cfg.AckTimeout, LearnerTimeout: cfg.LearnerTimeout, Resend: cfg.Resend}
 	r.pace.phase = time.Duration(r.start.UnixNano()) % pacePeriod
 	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.works.ended.L = &r.works.mu
 	groups, err := cfg.Store.Groups(ctx)
 	for _, g := range groups {
 		r.stored[g] = true
@@ -226,7 +227,9 @@ func (r *Replicas) setPartition(v *state.View, policy *state.Policy, i int) {
 		return // what is in the store of it is dealt with by nowCurrent
 	}
 	if p == nil {
-		p = r.part(g)
+		if p = r.part(g); p == nil { // closed
+			return
+		}
 	}
 	r.views.Add(1)
 	p.post(event{kind: evView, view: &view})
@@ -296,7 +299,7 @@ func concerns(v replica.View, self replica.Peer) bool {
 }
 
 // part returns the partition's, made when first used; it then learns what the state says
-// of it.
+// of it. It is nil if there is no such partition, or if none begins any more.
 func (r *Replicas) part(g object.Group) *part {
 	r.mu.RLock()
 	p := r.parts[g]
@@ -310,7 +313,7 @@ func (r *Replicas) part(g object.Group) *part {
 		return p
 	}
 	policy := r.view.Policy(g.Policy)
-	if policy == nil || int(g.Partition) >= len(policy.Partitions) {
+	if policy == nil || r.closed.Load() || int(g.Partition) >= len(policy.Partitions) {
 		return nil
 	}
 	p = newPart(r, g)
@@ -398,12 +401,51 @@ func signal(c chan struct{}) {
 	}
 }
 
-// Close ends what is under way and waits for it. Requests submitted from now on fail with
-// object.ErrClosed.
+// Close ends what is under way and waits for what this node does for it. Requests submitted from now on fail with
+// object.ErrClosed; those that wait, for others or for a new epoch, are refused, for nobody tells the partitions any more
+// what becomes of that.
 func (r *Replicas) Close() {
 	r.closed.Store(true)
 	r.cancel()
+	for _, p := range r.all() {
+		p.post(event{kind: evClose})
+	}
+	r.Kick()
 	r.works.Wait()
+}
+
+// works counts goroutines. Unlike a sync.WaitGroup it may be waited for while others begin.
+type works struct {
+	mu    sync.Mutex
+	n     int
+	ended sync.Cond // some have
+}
+
+func (w *works) Go(f func()) {
+	w.mu.Lock()
+	w.n++
+	w.mu.Unlock()
+	go func() {
+		defer w.end()
+		f()
+	}()
+}
+
+func (w *works) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.n--; w.n == 0 {
+		w.ended.Broadcast()
+	}
+}
+
+// Wait waits for a moment in which there are none.
+func (w *works) Wait() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.n > 0 {
+		w.ended.Wait()
+	}
 }
 
 // Marks returns for each partition the version up to which everything is in this node's
