@@ -287,21 +287,44 @@ func TestFullDisk(t *testing.T) {
 	expect(t, "close", s.Close(), nil)
 }
 
+// tight is a store on a small disk, some of which is to be left free.
+type tight struct {
+	s   *storage.Store
+	d   *disktest.Disk
+	cfg storage.Config
+}
+
+const tightSize = 64 << 20
+
+func newTight(t *testing.T, reserve int64) *tight {
+	d := disktest.New("d")
+	d.SetCapacity(tightSize)
+	w := &tight{d: d, cfg: quietConfig(d)}
+	w.cfg.LogLimit, w.cfg.Reserve = 8<<20, reserve
+	w.s = mustOpen(t, w.cfg)
+	return w
+}
+
+// kill kills the store, and starts it anew.
+func (w *tight) kill(t *testing.T) {
+	w.d = w.d.Restart()
+	_ = w.s.Close()
+	w.cfg.Disks = []disk.FS{w.d}
+	w.s = mustOpen(t, w.cfg)
+}
+
+func (w *tight) free() int64 { return tightSize - w.d.Used() }
+
 // TestLogLeavesReserve: the log does not grow into the reserve, nor into what was promised to what it has. When a disk
 // has filled up, what needs no space goes on, however much of it, and after a restart too.
 func TestLogLeavesReserve(t *testing.T) {
-	const size = 64 << 20
-	d := disktest.New("d")
-	d.SetCapacity(size)
-	cfg := quietConfig(d)
-	cfg.LogLimit, cfg.Reserve = 8<<20, 1<<20
-	s := mustOpen(t, cfg)
+	w := newTight(t, 1<<20)
 	n := uint32(0)
 	var err error
 	for {
-		if err = call(s, req(object.OpWrite, n, 0, filled(64<<10, uint64(n)))); err != nil {
-			mustCheckpoint(t, s) // it shows what is really taken
-			err = call(s, req(object.OpWrite, n, 0, filled(64<<10, uint64(n))))
+		if err = call(w.s, req(object.OpWrite, n, 0, filled(64<<10, uint64(n)))); err != nil {
+			mustCheckpoint(t, w.s) // it shows what is really taken
+			err = call(w.s, req(object.OpWrite, n, 0, filled(64<<10, uint64(n))))
 		}
 		if err != nil {
 			break
@@ -315,55 +338,42 @@ func TestLogLeavesReserve(t *testing.T) {
 	work := func() {
 		t.Helper()
 		for i := range uint32(3000) {
-			if err := call(s, req(object.OpWrite, i%n, i/n%16*4096, filled(4096, uint64(i)))); err != nil {
+			if err := call(w.s, req(object.OpWrite, i%n, i/n%16*4096, filled(4096, uint64(i)))); err != nil {
 				t.Fatalf("small overwrite %d: %v", i, err)
 			}
-			if free := size - d.Used(); free < cfg.Reserve {
-				t.Fatalf("%d bytes are free after %d overwrites, less than the reserve of %d", free, i, cfg.Reserve)
+			if free := w.free(); free < w.cfg.Reserve {
+				t.Fatalf("%d bytes are free after %d overwrites, less than the reserve of %d", free, i, w.cfg.Reserve)
 			}
 		}
 	}
 	work()
-	old := s
-	d = d.Restart() // killed
-	_ = old.Close()
-	cfg.Disks = []disk.FS{d}
-	s = mustOpen(t, cfg)
+	w.kill(t)
 	work()
 	for i := range uint32(8) {
-		expect(t, "delete", s.Delete(context.Background(), keyOf(i)), nil)
+		expect(t, "delete", w.s.Delete(context.Background(), keyOf(i)), nil)
 	}
-	mustCheckpoint(t, s)
-	expect(t, "write where space was given back", call(s, req(object.OpWrite, 0, 0, filled(64<<10, 1))), nil)
-	expect(t, "close", s.Close(), nil)
+	mustCheckpoint(t, w.s)
+	expect(t, "write where space was given back", call(w.s, req(object.OpWrite, 0, 0, filled(64<<10, 1))), nil)
+	expect(t, "close", w.s.Close(), nil)
 }
 
 // TestPromisedAfterRestart: what the log had when it was opened finds its place, though others ask for space first.
 func TestPromisedAfterRestart(t *testing.T) {
-	const size = 64 << 20
-	d := disktest.New("d")
-	d.SetCapacity(size)
-	cfg := quietConfig(d)
-	cfg.LogLimit, cfg.Reserve = 8<<20, 4<<20
-	s := mustOpen(t, cfg)
+	w := newTight(t, 4<<20)
 	for i := range uint32(96) {
-		expect(t, "small write", call(s, req(object.OpWrite, i/32, i%32*32<<10, filled(32<<10, 1))), nil)
+		expect(t, "small write", call(w.s, req(object.OpWrite, i/32, i%32*32<<10, filled(32<<10, 1))), nil)
 	}
-	old := s
-	d = d.Restart() // killed
-	_ = old.Close()
-	cfg.Disks = []disk.FS{d}
-	s = mustOpen(t, cfg)
+	w.kill(t)
 	var err error
 	for n := uint32(100); err == nil; n++ {
-		err = call(s, req(object.OpWrite, n, 0, filled(1<<20, 1)))
+		err = call(w.s, req(object.OpWrite, n, 0, filled(1<<20, 1)))
 	}
 	expect(t, "write to a full disk", err, object.ErrNoSpace)
-	mustCheckpoint(t, s)
-	if free := size - d.Used(); free < cfg.Reserve-64<<10 {
-		t.Fatalf("%d bytes are free, less than the reserve of %d", free, cfg.Reserve)
+	mustCheckpoint(t, w.s)
+	if free := w.free(); free < w.cfg.Reserve-64<<10 {
+		t.Fatalf("%d bytes are free, less than the reserve of %d", free, w.cfg.Reserve)
 	}
-	expect(t, "close", s.Close(), nil)
+	expect(t, "close", w.s.Close(), nil)
 }
 
 // TestDiskThatFills fills the disk under the store's feet, its reserve included: the

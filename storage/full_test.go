@@ -77,7 +77,7 @@ func (r *rig) squeezed(steps int) {
 			dst, src := r.model.objects[r.rng.IntN(4)], r.model.objects[r.rng.IntN(4)]
 			if err = r.copy(dst, src); errors.Is(err, object.ErrNoSpace) {
 				*r.lacks++
-				r.verify(killed)
+				r.verifyObject(dst, killed)
 				err = nil
 			}
 		case k < 13:
@@ -100,9 +100,9 @@ func (r *rig) squeezed(steps int) {
 
 // TestModelFull is TestModel on disks that are full most of the time.
 func TestModelFull(t *testing.T) {
-	n := rounds(4)
+	n, steps := rounds(4), 150
 	if raceDetector {
-		n /= 2
+		n, steps = n/2, 30
 	}
 	for seed := range uint64(n) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
@@ -110,7 +110,7 @@ func TestModelFull(t *testing.T) {
 			r := newFullRig(t, seed+9000, 1+int(seed%2))
 			r.mustOpen()
 			for range 6 {
-				r.squeezed(150)
+				r.squeezed(steps)
 				f := fate(r.rng.IntN(3))
 				r.end(f)
 				r.mustOpen()

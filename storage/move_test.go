@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"sheepdog/storage"
@@ -421,34 +422,36 @@ func moveCrash(t *testing.T, victim int, n int64) (crashed bool) {
 // A disk to which partitions go fills up: those that find no space stay where they are, nobody gets an error, and who asks
 // hears why. It goes on when there is space.
 func TestMoveToFullDisk(t *testing.T) {
-	disks := []*disktest.Disk{disktest.New("old"), disktest.New("new")}
-	for _, d := range disks {
-		d.SetCapacity(64 << 20)
-	}
-	s := openDisks(t, disks...)
-	const groups = 60
-	putGroups(t, s, groups, 1)
-	disks[1].SetCapacity(disks[1].Used() + 256<<10)
-	if err := s.Retire("old"); err != nil {
-		t.Fatal(err)
-	}
-	blocked := func() string { return s.Status().Disks[0].MoveBlocked }
-	for deadline := time.Now().Add(patience); !strings.Contains(blocked(), "space"); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the disk is full, and nobody says so: %+v", s.Status().Disks)
+	synctest.Test(t, func(t *testing.T) { // the disk is tried again after seconds
+		disks := []*disktest.Disk{disktest.New("old"), disktest.New("new")}
+		for _, d := range disks {
+			d.SetCapacity(64 << 20)
 		}
-	}
-	checkGroups(t, s, groups, 1)
-	for i := range uint32(groups) {
-		if err := call(s, grouped(object.OpWrite, i, filled(9000, 2<<32|uint64(i)))); err != nil && !errors.Is(err, object.ErrNoSpace) {
-			t.Fatalf("object %d: %v", i, err)
-		} else if err != nil {
-			t.Fatalf("object %d has its space: %v", i, err)
+		s := openDisks(t, disks...)
+		const groups = 60
+		putGroups(t, s, groups, 1)
+		disks[1].SetCapacity(disks[1].Used() + 256<<10)
+		if err := s.Retire("old"); err != nil {
+			t.Fatal(err)
 		}
-	}
-	disks[1].SetCapacity(64 << 20)
-	awaitMoves(t, s)
-	checkGroups(t, s, groups, 2)
+		blocked := func() string { return s.Status().Disks[0].MoveBlocked }
+		for deadline := time.Now().Add(patience); !strings.Contains(blocked(), "space"); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("the disk is full, and nobody says so: %+v", s.Status().Disks)
+			}
+		}
+		checkGroups(t, s, groups, 1)
+		for i := range uint32(groups) {
+			if err := call(s, grouped(object.OpWrite, i, filled(9000, 2<<32|uint64(i)))); err != nil && !errors.Is(err, object.ErrNoSpace) {
+				t.Fatalf("object %d: %v", i, err)
+			} else if err != nil {
+				t.Fatalf("object %d has its space: %v", i, err)
+			}
+		}
+		disks[1].SetCapacity(64 << 20)
+		awaitMoves(t, s)
+		checkGroups(t, s, groups, 2)
+	})
 }
 
 // The disk to which groups go fails at any of its operations: what had not gone is as it was, and can be changed; nothing is

@@ -423,12 +423,12 @@ func (r *rig) carryOut(before uint64, actions []*action) error {
 	}
 	r.do(reqs...)
 	var failure error
-	lacked := false
+	var lacked []*testObject
 	for _, a := range actions {
 		r.trace.add("%d: %s op %d flags %d [%d,+%d): %v", a.seq, a.o.key, a.req.Op, a.req.Flags, a.req.Off, a.req.Len, a.req.Err)
 		if a.grows && errors.Is(a.req.Err, object.ErrNoSpace) {
 			*r.lacks++
-			lacked = true
+			lacked = append(lacked, a.o)
 			r.model.unsure(a)
 		} else if a.req.Err != nil {
 			failure = a.req.Err
@@ -440,8 +440,10 @@ func (r *rig) carryOut(before uint64, actions []*action) error {
 	if barrier != nil && barrier.Err == nil {
 		r.model.settle(before)
 	}
-	if lacked && failure == nil {
-		r.verify(killed)
+	if failure == nil {
+		for _, o := range lacked {
+			r.verifyObject(o, killed)
+		}
 	}
 	return failure
 }
@@ -680,34 +682,41 @@ func (r *rig) verify(f fate) {
 		}
 	}
 	for _, o := range r.model.objects {
-		data, exists := r.readAll(o)
-		if !o.mayExist(exists, f) {
-			r.fatalf("%s: exists is %v, which it cannot be: %+v", o.key, exists, o.exist)
-		}
+		exists := r.verifyObject(o, f)
 		if _, inList := listed[o.key]; inList != exists {
 			r.fatalf("%s: exists is %v, listed is %v", o.key, exists, inList)
 		}
-		info, err := r.store.Stat(ctx, o.key)
-		if exists {
-			if err != nil {
-				r.fatalf("stat %s: %v", o.key, err)
-			}
-			r.checkInfo(o, info)
-			r.checkSums(o, data, info)
-		} else {
-			if !errors.Is(err, object.ErrNotFound) {
-				r.fatalf("stat %s, which does not exist: %v", o.key, err)
-			}
-			data.runs = nil
-		}
-		for at, s := range o.sectors {
-			if got := data.at(at*512, 512); !s.may(got, f) {
-				r.fatalf("%s sector %d: must not hold this: %s", o.key, at, r.explain(o, got, at*512))
-			}
-		}
-		r.checkUnwritten(o, data)
-		r.model.found(o, exists, data, f == cut)
 	}
+}
+
+// verifyObject is verify for one object.
+func (r *rig) verifyObject(o *testObject, f fate) (exists bool) {
+	r.t.Helper()
+	data, exists := r.readAll(o)
+	if !o.mayExist(exists, f) {
+		r.fatalf("%s: exists is %v, which it cannot be: %+v", o.key, exists, o.exist)
+	}
+	info, err := r.store.Stat(context.Background(), o.key)
+	if exists {
+		if err != nil {
+			r.fatalf("stat %s: %v", o.key, err)
+		}
+		r.checkInfo(o, info)
+		r.checkSums(o, data, info)
+	} else {
+		if !errors.Is(err, object.ErrNotFound) {
+			r.fatalf("stat %s, which does not exist: %v", o.key, err)
+		}
+		data.runs = nil
+	}
+	for at, s := range o.sectors {
+		if got := data.at(at*512, 512); !s.may(got, f) {
+			r.fatalf("%s sector %d: must not hold this: %s", o.key, at, r.explain(o, got, at*512))
+		}
+	}
+	r.checkUnwritten(o, data)
+	r.model.found(o, exists, data, f == cut)
+	return exists
 }
 
 // checkUnwritten: what was never written is zero.
