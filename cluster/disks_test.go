@@ -8,7 +8,6 @@ import (
 	"slices"
 	"syscall"
 	"testing"
-	"time"
 
 	"sheepdog/storage/disk"
 	"sheepdog/storage/disk/disktest"
@@ -93,7 +92,7 @@ func TestDiskFails(t *testing.T) {
 		}
 		return failed
 	}
-	w.eventually("no partition of n2 is on the failed disk", 20*time.Second, func() bool { return groups() == 0 })
+	w.eventually("no partition of n2 is on the failed disk", func() bool { return groups() == 0 })
 	w.whole(3)
 	for _, m := range w.nodes {
 		getAll(t, m.Node, 60, 2)
@@ -125,7 +124,7 @@ func TestDiskOfLastMember(t *testing.T) {
 	w := newWorld(t, "n1", "n2")
 	memory := w.withMemory()
 	w.formOf(1, "n1", "n2")
-	w.eventually("n2 has its share", 20*time.Second, func() bool {
+	w.eventually("n2 has its share", func() bool {
 		n2 := 0
 		for _, p := range w.nodes["n1"].View().Policies[0].Partitions {
 			if !slices.Equal(p.ISR, p.Targets) {
@@ -159,7 +158,7 @@ func TestDiskOfLastMember(t *testing.T) {
 		w.nodes["n2"].close()
 		w.nodes["n2"].extra = extra
 		w.start("n2")
-		w.eventually("n2 is up", 20*time.Second, func() bool { return w.nodes["n1"].View().NodeByName("n2").State == "up" })
+		w.eventually("n2 is up", func() bool { return w.nodes["n1"].View().NodeByName("n2").State == "up" })
 	}
 	for range 2 { // the second time it does not remember the disk
 		again()
@@ -248,7 +247,7 @@ func rotIsHealed(t *testing.T, off int64, restart bool) {
 	}
 	for _, name := range names {
 		m := w.nodes[name]
-		w.eventually(m.name+" is healed", 20*time.Second, func() bool { return len(m.store.Rotten()) == 0 && m.store.Scrub(t.Context()) == nil })
+		w.eventually(m.name+" is healed", func() bool { return len(m.store.Rotten()) == 0 && m.store.Scrub(t.Context()) == nil })
 		getAll(t, m.Node, 60, 1)
 	}
 	w.clean()

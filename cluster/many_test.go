@@ -99,7 +99,7 @@ func (w *world) start(name string) *member {
 		Dir: m.dir, Name: name, Address: m.addr, Store: m.store, DiskCluster: m.store.Cluster(), Logger: logger,
 		Adopt:   func(id string) error { return m.store.SetIdentity(id, name) },
 		Disks:   m.disks(),
-		Network: &Network{Listener: l, GossipPort: m.gossip, SecretFile: filepath.Join(w.base, "secret"), Join: join, IOTimeout: cmp.Or(w.ioTimeout, 20*time.Second)},
+		Network: &Network{Listener: l, GossipPort: m.gossip, SecretFile: filepath.Join(w.base, "secret"), Join: join, IOTimeout: cmp.Or(w.ioTimeout, time.Minute)},
 	}
 	if m.Node, err = Start(w.t.Context(), cfg); err != nil {
 		w.t.Fatal(err)
@@ -136,8 +136,10 @@ func (m *member) close() {
 	m.Node = nil
 }
 
-func (w *world) eventually(what string, within time.Duration, ok func() bool) {
+// eventually waits for something. The limit is for what never happens: other work may have the machine.
+func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
+	const within = 3 * time.Minute
 	for begin := time.Now(); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Since(begin) > within {
 			w.t.Fatalf("%s: not within %v", what, within)
@@ -148,7 +150,7 @@ func (w *world) eventually(what string, within time.Duration, ok func() bool) {
 // whole waits until all partitions have as many members in sync as there are nodes.
 func (w *world) whole(n int) {
 	w.t.Helper()
-	w.eventually(fmt.Sprintf("all partitions have %d members", n), 30*time.Second, func() bool {
+	w.eventually(fmt.Sprintf("all partitions have %d members", n), func() bool {
 		for _, m := range w.nodes {
 			if m.Node == nil {
 				continue
@@ -378,7 +380,7 @@ func TestJoinAfterCrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.start("n2")
-	w.eventually("n2 is up", 30*time.Second, func() bool {
+	w.eventually("n2 is up", func() bool {
 		n := first.View().NodeByName("n2")
 		return n != nil && n.State == state.NodeUp
 	})
@@ -412,7 +414,7 @@ func TestFlushOfWhatOnlyOneHas(t *testing.T) {
 	}
 	w.start("n2")
 	var theirs object.ID // an object of n2
-	w.eventually("n2 has partitions", 30*time.Second, func() bool {
+	w.eventually("n2 has partitions", func() bool {
 		v := first.View()
 		for i := range uint32(100) {
 			id := object.DataID(1, i)

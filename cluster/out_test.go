@@ -35,12 +35,12 @@ func TestOutAfter(t *testing.T) {
 	}
 	closed := time.Now()
 	w.nodes["n3"].close()
-	w.eventually("n3 is down", 10*time.Second, func() bool { return n1.View().Node(id).State == state.NodeDown })
+	w.eventually("n3 is down", func() bool { return n1.View().Node(id).State == state.NodeDown })
 	putAll(t, n1.Node, 40, 2)
 	if n := targets(); n == 0 && time.Since(closed) < outAfter/2 {
 		t.Errorf("a node that has just gone is replaced")
 	}
-	w.eventually("n3 is replaced", 20*time.Second, func() bool { return n1.View().Node(id).Out && targets() == 0 })
+	w.eventually("n3 is replaced", func() bool { return n1.View().Node(id).Out && targets() == 0 })
 	if took := time.Since(closed); took < outAfter-100*time.Millisecond {
 		t.Errorf("replaced after %v, although it may be down for %v", took, outAfter)
 	}
@@ -51,7 +51,7 @@ func TestOutAfter(t *testing.T) {
 	}
 
 	w.start("n3")
-	w.eventually("n3 holds data again", 20*time.Second, func() bool { return !n1.View().Node(id).Out && targets() > 0 && Held(n1.View(), id) > 0 })
+	w.eventually("n3 holds data again", func() bool { return !n1.View().Node(id).Out && targets() > 0 && Held(n1.View(), id) > 0 })
 	w.whole(2)
 	getAll(t, w.nodes["n3"].Node, 40, 2)
 }

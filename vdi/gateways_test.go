@@ -460,7 +460,16 @@ func TestGatewayChaos(t *testing.T) {
 			}
 			wg.Go(func() { c.snapshots(rand.New(rand.NewPCG(seed, 100)), stop) })
 			wg.Go(func() { c.stops(rand.New(rand.NewPCG(seed, 200)), stop) })
-			time.Sleep(2500 * time.Millisecond)
+			enough := func() bool {
+				ok := c.snapshot.Load() >= 5
+				for i := range c.perNode {
+					ok = ok && c.perNode[i].Load() >= 50
+				}
+				return ok
+			}
+			for began := time.Now(); time.Since(began) < 2500*time.Millisecond || !enough() && time.Since(began) < time.Minute; {
+				time.Sleep(10 * time.Millisecond)
+			}
 			close(stop)
 			wg.Wait()
 			for n, ops := range c.ops {

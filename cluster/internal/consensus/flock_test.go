@@ -212,7 +212,14 @@ func TestPartitionedLeader(t *testing.T) {
 	if c := old.QuorumContact(first); c.After(cut.Add(testElection/2)) || c.After(second.Since) {
 		t.Errorf("the old leader was cut off and had contact %v later", c.Sub(cut))
 	}
-	if c := next.QuorumContact(second); time.Since(c) > testElection || c.Before(cut) {
+	// The quorum answers all the time; when it is looked at, the machine may be busy.
+	f.eventually("contact of the new leader", func() error {
+		if since := time.Since(next.QuorumContact(second)); since > testElection {
+			return fmt.Errorf("%v ago", since)
+		}
+		return nil
+	})
+	if c := next.QuorumContact(second); c.Before(cut) {
 		t.Errorf("the new leader had contact %v ago", time.Since(c))
 	}
 	if err := next.CatchUp(t.Context()); err != nil {
@@ -406,7 +413,7 @@ func TestOnlyVoterIsQuick(t *testing.T) {
 		t.Error(err)
 	}
 	reign, _ := l.Reign()
-	if since := time.Since(l.QuorumContact(reign)); since > time.Second {
+	if since := time.Since(l.QuorumContact(reign)); since > 10*time.Second { // of the election's minute
 		t.Errorf("the only voter had contact %v ago", since)
 	}
 }

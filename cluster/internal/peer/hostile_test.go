@@ -205,11 +205,11 @@ func TestSlowloris(t *testing.T) {
 			t.Errorf("handshakes take %d bytes", n)
 		}
 		check()
-		start := time.Now()
+		start, late := time.Now(), lateness(t)
 		for _, nc := range all {
 			expectClosed(t, "slow handshake", nc)
 		}
-		if d := time.Since(start); d > 5*time.Second {
+		if d := time.Since(start); d > 5*time.Second+10*late() {
 			t.Errorf("they last %v", d)
 		}
 		eventually(t, "handshakes stay", func() bool { return b.Stats().Handshakes == 0 })
@@ -557,7 +557,7 @@ func TestCutCable(t *testing.T) {
 				for i, cut := range ways {
 					c.cut[i].Store(cut)
 				}
-				start := time.Now()
+				start, late := time.Now(), lateness(t)
 				lost := make(chan struct{})
 				go func() {
 					for e := range a.events {
@@ -574,7 +574,7 @@ func TestCutCable(t *testing.T) {
 					}
 				}
 				<-lost
-				if d := time.Since(start); d > 2*time.Second+300*time.Millisecond || !busy && d < time.Second {
+				if d, late := time.Since(start), late(); d > 2*time.Second+300*time.Millisecond+4*late || !busy && d < time.Second-4*late {
 					t.Errorf("noticed after %v", d)
 				}
 				eventually(t, "the other side does not notice", func() bool {
@@ -582,7 +582,7 @@ func TestCutCable(t *testing.T) {
 					defer b.mu.Unlock()
 					return len(b.conns) == 0 // a tries to come back: handshakes do not count
 				})
-				if d := time.Since(start); d > 2*time.Second+500*time.Millisecond {
+				if d := time.Since(start); d > 2*time.Second+500*time.Millisecond+4*late() {
 					t.Errorf("the other side noticed after %v", d)
 				}
 			})
