@@ -11,8 +11,9 @@ import (
 	"sheepdog/integration/rig"
 )
 
-// wholeLimit bounds how long a small cluster may take to be whole after everything is back.
-const wholeLimit = time.Minute
+// wholeLimit bounds how long a small cluster may take to be whole after everything is back. It is for what never happens:
+// where other work has the machine, starts and elections take many times as long as they should.
+const wholeLimit = rig.WholeLimit
 
 // stallLimit bounds how long a request may take because of one failure.
 const stallLimit = 5 * time.Second
@@ -28,9 +29,13 @@ func patience() time.Duration {
 
 func reportStall(t *testing.T, h *herder, what string, limit time.Duration) {
 	t.Helper()
-	stall := h.stall()
-	t.Logf("%s: longest stall %v", what, stall.Round(time.Millisecond))
-	if limit *= patience(); stall > limit {
+	stall, strain := h.stall(), h.strain.longest()
+	t.Logf("%s: longest stall %v, the machine's own %v", what, stall.Round(time.Millisecond), strain.Round(time.Millisecond))
+	if limit *= patience(); stall > limit && !soaking() {
+		limit += strainSteps * strain
+		t.Logf("%s: the machine is busy with other things, so that %v are allowed", what, limit)
+	}
+	if stall > limit {
 		t.Errorf("%s: a request took %v, at most %v is allowed", what, stall, limit)
 	}
 }
@@ -137,7 +142,7 @@ func TestFlockSurvivesPowerCut(t *testing.T) {
 	if soaking() {
 		rounds = 20
 	}
-	for round := range rounds {
+	for round := 0; round < rounds || h.lost == 0 && round < 3*rounds; round++ { // it may be that all was on the disks
 		h.mayFail.Store(false)
 		h.lazy.Store(false)
 		h.start(f.Nodes[round%3])

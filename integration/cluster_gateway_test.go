@@ -167,18 +167,21 @@ func TestFlockPolicies(t *testing.T) {
 	if r := f.Nodes[0].DogRun("vdi", "create", "none", "16M", "-c", "0"); r.Code == 0 {
 		t.Error("a volume of no copies is made")
 	}
-	var c struct {
-		Policies []struct{ Copies, Partitions, Degraded int }
-	}
-	f.Nodes[0].DogJSON(&c, "cluster", "info")
-	if len(c.Policies) != 6 {
-		t.Errorf("policies %+v", c.Policies)
-	}
-	for _, p := range c.Policies {
-		if want := max(0, min(1, p.Copies-3)) * p.Partitions; p.Degraded != want {
-			t.Errorf("of %d partitions with %d copies on three nodes %d have less replicas than that, want %d", p.Partitions, p.Copies, p.Degraded, want)
+	eventually(t, wholeLimit, "each volume has as many replicas as there can be", func() error {
+		var c struct {
+			Policies []struct{ Copies, Partitions, Degraded int }
 		}
-	}
+		f.Nodes[0].DogJSON(&c, "cluster", "info")
+		if len(c.Policies) != 6 {
+			return fmt.Errorf("policies %+v", c.Policies)
+		}
+		for _, p := range c.Policies {
+			if want := max(0, min(1, p.Copies-3)) * p.Partitions; p.Degraded != want {
+				return fmt.Errorf("of %d partitions with %d copies on three nodes %d have less replicas than that, want %d", p.Partitions, p.Copies, p.Degraded, want)
+			}
+		}
+		return nil
+	})
 	f.Nodes[2].Kill()
 	awaitMember(t, f, f.Nodes[0], "n3", func(m rig.Member) bool { return m.State == "down" })
 	for copies := 2; copies <= 6; copies++ {

@@ -37,7 +37,10 @@ type herder struct {
 	longest atomic.Int64 // nanoseconds, of the slowest request since the last look
 	mayFail atomic.Bool  // connections may end: their gateway is being ended
 	lazy    atomic.Bool  // nothing is made durable
-	lost    int          // blocks whose last answered write a failure of all nodes has taken
+	made    time.Time
+	latest  atomic.Int64 // when the last request was begun that was answered: nanoseconds after made
+	strain  *strain
+	lost    int // blocks whose last answered write a failure of all nodes has taken
 	stop    chan struct{}
 	wg      sync.WaitGroup
 }
@@ -45,7 +48,7 @@ type herder struct {
 func newHerder(t *testing.T, f *rig.Flock, volume string) *herder {
 	t.Helper()
 	f.Nodes[0].Dog("vdi", "create", volume, fmt.Sprint(flockBytes))
-	h := &herder{t: t, volume: volume, blocks: make([]history, flockBlocks)}
+	h := &herder{t: t, volume: volume, blocks: make([]history, flockBlocks), made: time.Now(), strain: newStrain(t)}
 	for i := range h.blocks {
 		h.blocks[i].writes = []uint64{0}
 	}
@@ -71,8 +74,7 @@ func (h *herder) start(s *rig.Sheep) {
 				began := time.Now()
 				err := h.step(conn, rnd, w)
 				took := int64(time.Since(began))
-				for old := h.longest.Load(); took > old && !h.longest.CompareAndSwap(old, took); old = h.longest.Load() {
-				}
+				raise(&h.longest, took)
 				if err != nil {
 					if !h.mayFail.Load() {
 						h.t.Errorf("worker %d after %v: %v", w, time.Duration(took), err)
@@ -80,6 +82,7 @@ func (h *herder) start(s *rig.Sheep) {
 					return
 				}
 				h.ops.Add(1)
+				raise(&h.latest, int64(began.Sub(h.made)))
 				time.Sleep(time.Millisecond) // leaves the machine to those under test
 			}
 		})
@@ -89,6 +92,17 @@ func (h *herder) start(s *rig.Sheep) {
 func (h *herder) end() {
 	close(h.stop)
 	h.wg.Wait()
+}
+
+func raise(v *atomic.Int64, to int64) {
+	for old := v.Load(); to > old && !v.CompareAndSwap(old, to); old = v.Load() {
+	}
+}
+
+// answered says how long after a moment the last request was begun that was answered so far. When the answer
+// is seen says little: who asks may be kept from the processor.
+func (h *herder) answered(after time.Time) time.Duration {
+	return h.made.Add(time.Duration(h.latest.Load())).Sub(after)
 }
 
 // stall is the longest time a request took since the last call.

@@ -52,6 +52,9 @@ func TestFlockSurvivesCutPort(t *testing.T) {
 	f.Nodes[i].Dog("cluster", "check")
 }
 
+// leaseLimit bounds how long a node may answer after it was cut off from the others: its lease, and some.
+const leaseLimit = 2500 * time.Millisecond
+
 // A part of the cluster that is cut off answers nothing, and the other part goes on; when the
 // cut is healed all is one again.
 func TestFlockPartition(t *testing.T) {
@@ -73,12 +76,12 @@ func partition(t *testing.T, f *rig.Flock, net *rig.Net, parts [][]int, long tim
 	time.Sleep(time.Second)
 	most.stall()
 	net.Split(parts...)
+	cut := time.Now()
 	time.Sleep(long / 2)
 	reportStall(t, most, "the part with most nodes after the cut", stallLimit)
-	few.ops.Store(0)
 	time.Sleep(long / 2)
-	if n := few.ops.Load(); n > 0 {
-		t.Errorf("the part with few nodes has answered %d requests, seconds after the cut", n)
+	if after := few.answered(cut); after > leaseLimit {
+		t.Errorf("the part with few nodes has answered a request that was begun %v after the cut", after)
 	}
 	reportStall(t, most, "the same, later", stallLimit)
 	net.Heal()
@@ -119,11 +122,17 @@ func cutLink(t *testing.T, f *rig.Flock, net *rig.Net, try int) bool {
 	same := f.Leader() == leader
 	if same {
 		net.CutLink(a, b)
-		time.Sleep(7 * time.Second)
-		members := f.Members(f.Nodes[leader])
-		same = f.Leader() == leader
-		if same {
-			down := func(i int) bool { return members[fmt.Sprintf("n%d", i+1)].State != "up" }
+		var members map[string]rig.Member
+		down := func(i int) bool { return members[fmt.Sprintf("n%d", i+1)].State != "up" }
+		for deadline := time.Now().Add(5 * time.Second * patience()); ; time.Sleep(100 * time.Millisecond) {
+			members = f.Members(f.Nodes[leader])
+			if same = f.Leader() == leader; !same || down(a) != down(b) || time.Now().After(deadline) {
+				break
+			}
+		}
+		time.Sleep(2 * time.Second) // what was held up goes on
+		if same = same && f.Leader() == leader; same {
+			members = f.Members(f.Nodes[leader])
 			if down(a) == down(b) || down(leader) {
 				t.Errorf("one of n%d and n%d should be down: %+v", a+1, b+1, members)
 			}
@@ -161,14 +170,11 @@ func TestFlockPartitionWithoutMajority(t *testing.T) {
 	}
 	time.Sleep(time.Second)
 	net.Split(parts...)
-	time.Sleep(4 * time.Second)
-	for _, h := range herds {
-		h.ops.Store(0)
-	}
-	time.Sleep(4 * time.Second)
+	cut := time.Now()
+	time.Sleep(8 * time.Second)
 	for k, h := range herds {
-		if n := h.ops.Load(); n > 0 {
-			t.Errorf("part %v has answered %d requests, seconds after the cut", parts[k], n)
+		if after := h.answered(cut); after > leaseLimit {
+			t.Errorf("part %v has answered a request that was begun %v after the cut", parts[k], after)
 		}
 	}
 	net.Heal()

@@ -135,7 +135,7 @@ func TestFlockFull(t *testing.T) {
 		}
 	}
 	f.Nodes[2].Dog("vdi", "delete", "a")
-	deadline := time.Now().Add(40 * time.Second)
+	deadline := time.Now().Add(40 * time.Second * patience())
 	conn := f.Nodes[2].Dial("b")
 	defer conn.Close()
 	for i := 1500; i < 1520; {

@@ -35,33 +35,36 @@ func newReader(t *testing.T, f *rig.Flock, volume string, writer, through *rig.S
 	return r
 }
 
-func (r *reader) write(i int) {
+// write reports whether it may go on.
+func (r *reader) write(i int) bool {
 	r.next++
 	var b [blockSize]byte
 	binary.BigEndian.PutUint64(b[:], r.next)
 	if err := r.in.Write(b[:], uint64(i)<<22, 0); err != nil {
 		r.t.Errorf("write of the counter: %v", err)
-		return
+		return false
 	}
 	r.blocks[i].Store(r.next)
+	return true
 }
 
-func (r *reader) read(i int) {
+func (r *reader) read(i int) bool {
 	var b [blockSize]byte
 	want := r.blocks[i].Load()
 	began := time.Now()
 	if err := r.out.Read(b[:], uint64(i)<<22); err != nil {
 		r.t.Errorf("read of the counter: %v", err)
-		return
+		return false
 	}
 	if got := binary.BigEndian.Uint64(b[:]); got < want {
 		r.t.Errorf("stale read: block %d holds %d, and %d was answered before the read began, %v ago", i, got, want, time.Since(began))
 	}
 	r.reads++
+	return true
 }
 
 func (r *reader) start() {
-	for k, step := range []func(int){r.write, r.read} {
+	for k, step := range []func(int) bool{r.write, r.read} {
 		r.ended[k] = make(chan struct{})
 		go func() {
 			defer close(r.ended[k])
@@ -71,7 +74,9 @@ func (r *reader) start() {
 					return
 				default:
 				}
-				step(i)
+				if !step(i) {
+					return
+				}
 				time.Sleep(time.Millisecond)
 			}
 		}()

@@ -15,7 +15,7 @@ import (
 // awaitLog waits until a daemon's log has a line with all these words.
 func awaitLog(t *testing.T, s *rig.Sheep, words ...string) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second * patience()); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		for line := range strings.Lines(s.Log()) {
 			all := true
 			for _, w := range words {
@@ -71,7 +71,7 @@ func TestFlockRefusesStrangers(t *testing.T) {
 	}
 	defer conn.Close()
 	conn.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
-	conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(30 * time.Second * patience()))
 	if _, err := io.Copy(io.Discard, conn); err != nil && strings.Contains(err.Error(), "timeout") {
 		t.Errorf("who speaks something else on the peer port is kept: %v", err)
 	}

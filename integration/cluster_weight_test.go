@@ -22,20 +22,7 @@ func TestFlockFollowsWeights(t *testing.T) {
 		f.Nodes[2].Dog("node", "weight", "n2", fmt.Sprint(percent))
 		total := 200 + percent
 		shares := map[string]int{"n1": all * 100 / total, "n2": all * percent / total, "n3": all * 100 / total}
-		for name, share := range shares {
-			awaitMember(t, f, f.Nodes[0], name, func(m rig.Member) bool { return m.Replicas >= share*92/100 && m.Replicas <= share*108/100 })
-		}
-		f.WaitWhole(wholeLimit)
-		held := 0
-		for name, share := range shares {
-			n := holding(f.Partitions(f.Nodes[1]), name)
-			if held += n; n < share*92/100 || n > share*108/100 {
-				t.Errorf("with %d percent for n2, %s holds %d replicas of %d, its share is %d", percent, name, n, all, share)
-			}
-		}
-		if held != all {
-			t.Errorf("with %d percent for n2, there are %d replicas, not %d", percent, held, all)
-		}
+		awaitShares(t, f, f.Nodes[1], shares, 8)
 	}
 	h.end()
 	for _, s := range f.Nodes {
@@ -111,7 +98,7 @@ func TestFlockReadRepairsRot(t *testing.T) {
 		readBlock(t, conn, r.object)
 		conn.Close()
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second * patience()); ; time.Sleep(50 * time.Millisecond) {
 		left := 0
 		for _, r := range rotten {
 			if b, err := os.ReadFile(r.path); err != nil || b[100] != r.was {

@@ -277,8 +277,8 @@ func TestCrash(t *testing.T) {
 	}
 	noComplaint(t, s)
 	t.Logf("%d rounds, %d requests, slowest restart %v", rounds, l.ops.Load(), slowest)
-	if slowest > 5*time.Second { // TestSnapshotOfLargeVolume measures it; here others load the machine
-		t.Errorf("a restart took %v", slowest)
+	if limit := 5 * time.Second; soaking() && slowest > limit { // else others load the machine, and TestSnapshotOfLargeVolume measures it
+		t.Errorf("a restart took %v, at most %v is allowed", slowest, limit)
 	}
 }
 

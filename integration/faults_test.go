@@ -213,6 +213,7 @@ func fill(t *testing.T, c *client.Conn, piece int) int {
 // eventually repeats until f succeeds.
 func eventually(t *testing.T, limit time.Duration, what string, f func() error) {
 	t.Helper()
+	limit *= patience()
 	deadline := time.Now().Add(limit)
 	for {
 		err := f()
@@ -231,7 +232,7 @@ func TestDiskIdentity(t *testing.T) {
 	s := rig.Start(t, rig.Options{})
 	other := rig.New(t, rig.Options{Disks: s.Disks})
 	other.Launch()
-	if code := other.Wait(10 * time.Second); code != 1 {
+	if code := other.Wait(endLimit); code != 1 {
 		t.Errorf("a second daemon on the same disk: status %d, want 1", code)
 	}
 	rig.Contains(t, other.Log(), s.Disks[0])
@@ -243,7 +244,7 @@ func TestDiskIdentity(t *testing.T) {
 	}
 	os.WriteFile(identity, []byte("{nonsense"), 0o644)
 	s.Launch()
-	if code := s.Wait(10 * time.Second); code != 1 {
+	if code := s.Wait(endLimit); code != 1 {
 		t.Errorf("a daemon on a disk with a broken sheep.json: status %d, want 1", code)
 	}
 	rig.Contains(t, s.Log(), "sheep.json")

@@ -50,7 +50,7 @@ func guestHooks(t *testing.T, f *rig.Flock) rig.Hooks {
 		"freeze": func(args []string) string { node(args).Freeze(); return "" },
 		"thaw":   func(args []string) string { node(args).Thaw(); return "" },
 		"start":  func(args []string) string { node(args).Start(); return "" },
-		"whole":  func([]string) string { f.WaitWhole(time.Minute); return "" },
+		"whole":  func([]string) string { f.WaitWhole(wholeLimit); return "" },
 		// owner is the number of the node that owns a volume.
 		"owner": func(args []string) string {
 			var v struct{ Owner string }
@@ -99,7 +99,7 @@ func TestGuest(t *testing.T) {
 	if soaking() {
 		parts = append(parts, "multipath", "rolling")
 	}
-	out := g.Run(8*time.Minute, guestHooks(t, f), guestScripts(t, f, parts...))
+	out := g.Run(15*time.Minute, guestHooks(t, f), guestScripts(t, f, parts...))
 	if testing.Verbose() {
 		t.Log(out)
 	}

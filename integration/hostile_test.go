@@ -231,7 +231,7 @@ func TestSessionDiesMidWrite(t *testing.T) {
 		conn.Close()
 	}
 	got := make([]byte, len(old))
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(10 * time.Second * patience())
 	for sessions(t, s) > 1 && time.Now().Before(deadline) { // the server has noticed
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -263,7 +263,7 @@ func dialRaw(t *testing.T, s *rig.Sheep) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(20 * time.Second * patience()))
 	return conn
 }
 
@@ -316,7 +316,7 @@ func refusesOrCloses(t *testing.T, conn net.Conn) {
 }
 
 // undisturbed runs a session that writes and reads all the time. stop ends it and fails the test if it
-// saw an error or a request that took over two seconds; some waits until so many more requests passed.
+// saw an error or a request that took over two seconds (times patience); some waits until so many more requests passed.
 func undisturbed(t *testing.T, s *rig.Sheep) (stop func(), some func(n int)) {
 	t.Helper()
 	c := s.Dial("vm1")
@@ -340,7 +340,7 @@ func undisturbed(t *testing.T, s *rig.Sheep) (stop func(), some func(n int)) {
 			if err == nil && !bytes.Equal(p, got) {
 				err = errors.New("read something else than was written")
 			}
-			if took := time.Since(began); err != nil || took > 2*time.Second {
+			if took := time.Since(began); err != nil || took > 2*time.Second*patience() {
 				t.Errorf("the session beside: request %s: %v after %v", strconv.FormatUint(i, 10), err, took)
 				return
 			}

@@ -1,9 +1,13 @@
 package integration
 
 import (
+	"bytes"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -83,18 +87,29 @@ func TestISCSIAccess(t *testing.T) {
 	}
 
 	// Sessions of both gateways, and their end.
-	done := make(chan rig.Result, 1)
-	go func() {
-		done <- rig.Run(t, time.Minute, "", "qemu-io", "-f", "raw", "-r", "-c", "read 0 4k", "-c", "sleep 4000", other("vm1", "0"))
-	}()
+	client := exec.Command(rig.Tool("qemu-io"), "-f", "raw", "-r", other("vm1", "0"))
+	client.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	commands, err := client.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	client.Stdout, client.Stderr = &said, &said
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Process.Kill() })
+	io.WriteString(commands, "read 0 4k\n")
 	waitUntil(t, 20*time.Second, func() bool { return strings.Contains(one.Dog("iscsi", "session", "list"), rig.IQN+":vm1") })
 	var ended struct{ Sessions int }
 	one.DogJSON(&ended, "iscsi", "session", "logout", "vm1")
 	if ended.Sessions != 1 {
 		t.Errorf("%d sessions are ended", ended.Sessions)
 	}
-	if r := <-done; r.Code != 0 { // QEMU logs in again
-		t.Errorf("%s: %d\n%s", r.Command, r.Code, r.Stderr)
+	io.WriteString(commands, "read 4k 4k\n") // QEMU logs in again
+	commands.Close()
+	if err := client.Wait(); err != nil || strings.Count(said.String(), "read 4096/4096") != 2 {
+		t.Errorf("qemu-io: %v\n%s", err, said.String())
 	}
 	waitUntil(t, 20*time.Second, func() bool { return !strings.Contains(one.Dog("iscsi", "session", "list"), rig.IQN+":vm1") })
 
@@ -110,7 +125,7 @@ func TestISCSIAccess(t *testing.T) {
 // waitUntil waits until ok, and fails if that takes too long.
 func waitUntil(t *testing.T, limit time.Duration, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !ok(); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(limit * patience()); !ok(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("it does not happen within %v", limit)
 		}

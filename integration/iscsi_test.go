@@ -56,7 +56,7 @@ var (
 // each: passed, skipped or failed.
 func suite(t *testing.T, tests string, urls ...string) (results map[string]string, output string) {
 	t.Helper()
-	r := rig.Run(t, 3*time.Minute, "", "iscsi-test-cu", append([]string{"-V", "--dataloss", "--allow-sanitize", "-t", tests}, urls...)...)
+	r := rig.Run(t, 10*time.Minute, "", "iscsi-test-cu", append([]string{"-V", "--dataloss", "--allow-sanitize", "-t", tests}, urls...)...)
 	results = map[string]string{}
 	var name, test string
 	for line := range strings.Lines(r.Stdout + r.Stderr) {

@@ -14,18 +14,19 @@ func TestThinVolumes(t *testing.T) {
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "warm", "1G")
 	before := rig.DiskUsage(t, s.Disks[0])
-	best := time.Hour
-	for i := range 5 {
-		began := time.Now()
-		s.Dog("vdi", "create", fmt.Sprint("thin", i), "1T")
-		best = min(best, time.Since(began)) // includes starting dog
+	const most = 50 * time.Millisecond
+	volumes := 0
+	best := quickest(5, most, func() { // includes starting dog
+		volumes++
+		s.Dog("vdi", "create", fmt.Sprint("thin", volumes), "1T")
+	})
+	used := (rig.DiskUsage(t, s.Disks[0]) - before) / int64(volumes)
+	t.Logf("create of 1 TiB: %v with dog's start, %d bytes each", best, used)
+	if best > most*patience() {
+		t.Errorf("creating 1 TiB took %v, want under %v", best, most*patience())
 	}
-	t.Logf("create of 1 TiB: %v with dog's start, %d bytes each", best, (rig.DiskUsage(t, s.Disks[0])-before)/5)
-	if best > 50*time.Millisecond {
-		t.Errorf("creating 1 TiB took %v, want under 50 ms", best)
-	}
-	if used := rig.DiskUsage(t, s.Disks[0]) - before; used > 5<<20 {
-		t.Errorf("five thin volumes take %d bytes, want under 1 MiB each", used)
+	if used > 1<<20 {
+		t.Errorf("thin volumes take %d bytes each, want under 1 MiB", used)
 	}
 	s.Dog("vdi", "create", "huge", "64T")
 	p := rig.Random(1, 70_000)
@@ -71,26 +72,37 @@ func TestSnapshotOfLargeVolume(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d objects made in %v", objects, time.Since(began))
-	best := time.Hour
-	for i := range 5 {
-		p = rig.Random(uint64(i), 4096)
-		mustWrite(t, s, "vm", uint64(i)<<22, p)
-		began = time.Now()
-		s.Dog("vdi", "snapshot", "vm", "-s", fmt.Sprint("s", i))
-		took := time.Since(began)
-		t.Logf("snapshot: %v with dog's start", took)
-		best = min(best, took)
-	}
-	if best > 200*time.Millisecond {
-		t.Errorf("the quickest of five snapshots took %v, want under 200 ms", best)
+	const most = 200 * time.Millisecond
+	snapshots := uint64(0)
+	best := quickest(5, most, func() {
+		snapshots++
+		p = rig.Random(snapshots, 4096)
+		mustWrite(t, s, "vm", snapshots<<22, p)
+		s.Dog("vdi", "snapshot", "vm", "-s", fmt.Sprint("s", snapshots))
+	})
+	t.Logf("a write and a snapshot: %v with dog's start", best)
+	if best > most*patience() {
+		t.Errorf("the quickest of %d snapshots took %v, want under %v", snapshots, best, most*patience())
 	}
 	began = time.Now()
-	s.Dog("vdi", "clone", "vm", "copy", "-s", "s4")
+	s.Dog("vdi", "clone", "vm", "copy", "-s", fmt.Sprint("s", snapshots))
 	t.Logf("clone: %v with dog's start", time.Since(began))
 	mustRestart(t, s, fmt.Sprintf("after a crash with %d objects", objects), s.Kill)
 	mustRestart(t, s, "after a clean stop", s.Stop)
-	mustRead(t, s, "vm", 4<<22, p)
-	mustRead(t, s, "copy", 4<<22, p)
+	mustRead(t, s, "vm", snapshots<<22, p)
+	mustRead(t, s, "copy", snapshots<<22, p)
+}
+
+// quickest is how long something takes at best, of so many times, or some more until it is as quick as it shall be: the machine may have
+// other things to do, but hardly all the time.
+func quickest(times int, shall time.Duration, do func()) time.Duration {
+	best := time.Hour
+	for i := 0; i < times || i < 4*times && best > shall; i++ {
+		began := time.Now()
+		do()
+		best = min(best, time.Since(began))
+	}
+	return best
 }
 
 // mustRestart ends the daemon and checks that it answers again in under 2 s, as make soak measures it. The disk is shared with others: the

@@ -155,7 +155,7 @@ func TestNativeHostile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		conn.SetDeadline(time.Now().Add(20 * time.Second * patience()))
 		t.Cleanup(func() { conn.Close() })
 		return conn
 	}

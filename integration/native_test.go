@@ -398,7 +398,7 @@ func TestNativeCluster(t *testing.T) {
 			m.must(m.disk.Write(p, uint64(off)))
 			copy(m.content[off:], p)
 		}
-		f.WaitWhole(time.Minute)
+		f.WaitWhole(wholeLimit)
 	}
 	m.verify()
 }
@@ -677,7 +677,7 @@ func TestNativeHandOver(t *testing.T) {
 	}
 	d.Kill() // who is killed keeps nobody from the volume
 	nbd.Close()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second * patience()); ; time.Sleep(50 * time.Millisecond) {
 		r := a.DogRun("vdi", "delete", "vm")
 		if r.Code == 0 {
 			break

@@ -75,7 +75,7 @@ func (g *tgtd) admin(args ...string) {
 	g.t.Helper()
 	var out []byte
 	var err error
-	for range 100 {
+	for end := time.Now().Add(endLimit); time.Now().Before(end); {
 		cmd := exec.Command("tgtadm", append([]string{"-C", g.control, "--lld", "iscsi"}, args...)...)
 		cmd.Env = g.env
 		if out, err = cmd.CombinedOutput(); err == nil {
@@ -232,7 +232,7 @@ func TestNativeTgtCluster(t *testing.T) {
 		f.Nodes[0].Kill() // tgtd connects again every second
 		f.Nodes[0].Start()
 	})
-	f.WaitWhole(time.Minute)
+	f.WaitWhole(wholeLimit)
 	same()
 	gs[0].kill()
 	qemuIO(t, uris[1], "write -P 0x5c 8M 1M", "flush", "read -P 0x5c 8M 1M")

@@ -181,7 +181,7 @@ func TestNBDShell(t *testing.T) {
 				t.Fatal(err)
 			}
 			prelude := fmt.Sprintf("uri=%q; ro=%q; unix=%q; server=%q\n", s.URI("vm1"), s.URI("vm2@t"), s.Unix, "nbd://"+s.NBD())
-			r := rig.Run(t, time.Minute, "", "nbdsh", "-c", prelude+string(text))
+			r := rig.Run(t, 5*time.Minute, "", "nbdsh", "-c", prelude+string(text))
 			if r.Code != 0 {
 				t.Fatalf("%s%s", r.Stdout, r.Stderr)
 			}
@@ -281,7 +281,7 @@ group_reporting=1
 [verify]
 `))
 	dir := t.TempDir()
-	r := rig.Run(t, 3*time.Minute, "", "sh", "-c", "cd "+dir+" && exec fio --output-format=terse "+job)
+	r := rig.Run(t, 10*time.Minute, "", "sh", "-c", "cd "+dir+" && exec fio --output-format=terse "+job)
 	if r.Code != 0 || strings.Contains(r.Stderr, "verify:") {
 		t.Fatalf("fio: status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}

@@ -243,7 +243,7 @@ func TestConfigurationErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := rig.New(t, rig.Options{Config: c.config})
 			s.Launch()
-			if code := s.Wait(10 * time.Second); code != 1 && code != 2 {
+			if code := s.Wait(endLimit); code != 1 && code != 2 {
 				t.Errorf("status %d", code)
 			}
 			if !strings.Contains(strings.ToLower(s.Log()), c.says) {

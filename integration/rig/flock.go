@@ -15,6 +15,9 @@ import (
 	"time"
 )
 
+// WholeLimit bounds how long a cluster may take until all is where it shall be.
+const WholeLimit = 3 * time.Minute
+
 // networks counts the loopback networks that this test process has looked for.
 var networks atomic.Int32
 
@@ -112,7 +115,7 @@ func NewFlockOf(t testing.TB, n, copies int, o FlockOptions) *Flock {
 		}
 	}
 	f.Nodes[0].Dog("cluster", "format", "-c", strconv.Itoa(copies))
-	f.WaitWhole(time.Minute)
+	f.WaitWhole(WholeLimit)
 	return f
 }
 
@@ -268,16 +271,31 @@ func (s *Sheep) Freeze() { s.cmd.Process.Signal(syscall.SIGSTOP) }
 // Thaw lets a daemon go on that was frozen.
 func (s *Sheep) Thaw() { s.cmd.Process.Signal(syscall.SIGCONT) }
 
-// ask asks a node with -o json; false if it does not answer in time.
-func (f *Flock) ask(s *Sheep, v any, what ...string) bool {
-	r := s.DogRun(append([]string{"--timeout", "2s", "-o", "json"}, what...)...)
-	return r.Code == 0 && json.Unmarshal([]byte(r.Stdout), v) == nil
+// ask asks a node's API; false if it does not answer in time.
+func (f *Flock) ask(s *Sheep, v any, what string) bool {
+	text, err := s.fetch("/api/v1/"+what, 2*time.Second)
+	return err == nil && json.Unmarshal([]byte(text), v) == nil
 }
 
-// Members are the nodes as s knows them, by name.
+// Members are the nodes as s knows them, by name. It is waited for: no answer is not the same as no nodes.
 func (f *Flock) Members(s *Sheep) map[string]Member {
+	f.t.Helper()
+	for deadline := time.Now().Add(startLimit); ; time.Sleep(50 * time.Millisecond) {
+		if m := f.members(s); m != nil {
+			return m
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatalf("%s does not say who is there", s.address)
+		}
+	}
+}
+
+// members is nil if s does not answer.
+func (f *Flock) members(s *Sheep) map[string]Member {
 	var list []Member
-	f.ask(s, &list, "node", "list")
+	if !f.ask(s, &list, "nodes") {
+		return nil
+	}
 	m := map[string]Member{}
 	for _, x := range list {
 		m[x.Name] = x
@@ -288,10 +306,10 @@ func (f *Flock) Members(s *Sheep) map[string]Member {
 // Leader is the index of the node that leads the log, waiting for one to do so.
 func (f *Flock) Leader() int {
 	f.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(WholeLimit); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		for i, s := range f.Nodes {
 			var c info
-			if s.Running() && f.ask(s, &c, "cluster", "info") && c.Leader {
+			if s.Running() && f.ask(s, &c, "cluster") && c.Leader {
 				return i
 			}
 		}
@@ -316,11 +334,11 @@ func (f *Flock) Busiest() int {
 func (f *Flock) whole() string {
 	for _, s := range f.Nodes {
 		var c info
-		if !f.ask(s, &c, "cluster", "info") || len(c.Policies) == 0 {
+		if !f.ask(s, &c, "cluster") || len(c.Policies) == 0 {
 			return s.address + " does not answer"
 		}
 		var r struct{ Moving int }
-		if !f.ask(s, &r, "node", "recovery") || r.Moving > 0 {
+		if !f.ask(s, &r, "recovery") || r.Moving > 0 {
 			return fmt.Sprintf("%s: %d partitions are moving", s.address, r.Moving)
 		}
 		for _, p := range c.Policies {
@@ -329,7 +347,7 @@ func (f *Flock) whole() string {
 			}
 		}
 		up := 0
-		for _, m := range f.Members(s) {
+		for _, m := range f.members(s) {
 			if m.State == "up" {
 				up++
 			}
@@ -359,7 +377,7 @@ func (f *Flock) WaitWhole(limit time.Duration) time.Duration {
 func (f *Flock) Know(volume string) {
 	f.t.Helper()
 	for _, s := range f.Nodes {
-		for deadline := time.Now().Add(10 * time.Second); s.Running(); time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(startLimit); s.Running(); time.Sleep(10 * time.Millisecond) {
 			if r := s.DogRun("vdi", "info", volume); r.Code == 0 {
 				break
 			} else if time.Now().After(deadline) {

@@ -144,7 +144,7 @@ type callHandler chan hookCall
 func (h callHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	words := strings.Split(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	c := hookCall{name: words[0], args: words[1:], result: make(chan string, 1)}
-	ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(r.Context(), WholeLimit+time.Minute)
 	defer cancel()
 	select {
 	case h <- c:

@@ -3,10 +3,13 @@ package rig
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // nets counts the networks of this test process.
@@ -56,6 +59,30 @@ func (n *Net) add() (namespace, address string) {
 
 func (n *Net) namespace(number int) string { return fmt.Sprintf("%sn%d", n.name, number) }
 func (n *Net) address(number int) string   { return fmt.Sprintf("10.77.0.%d", number) }
+
+// inside calls a function whose sockets are made in a network namespace.
+func inside(namespace string, f func()) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread() // a thread that ended would take with it what it has started: see Pdeathsig
+	outside, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer outside.Close()
+	ns, err := os.Open("/run/netns/" + namespace)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	f()
+	if err := unix.Setns(int(outside.Fd()), unix.CLONE_NEWNET); err != nil {
+		panic(err) // what comes next on this thread would be in the wrong network
+	}
+	return nil
+}
 
 // filter gives a node rules for what it receives and sends, in place of those it had.
 func (n *Net) filter(number int, in, out []string) {

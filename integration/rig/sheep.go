@@ -3,7 +3,6 @@ package rig
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -22,8 +21,8 @@ import (
 
 // startLimit bounds how long a daemon may take until it answers; endLimit how long it may take to stop.
 const (
-	startLimit = 30 * time.Second
-	endLimit   = 30 * time.Second
+	startLimit = time.Minute
+	endLimit   = time.Minute
 )
 
 // Options of a daemon under test. The zero value is one disk in a directory of the test's own.
@@ -165,7 +164,6 @@ func (s *Sheep) Start() time.Duration {
 
 func (s *Sheep) waitReady() error {
 	deadline := time.Now().Add(startLimit)
-	health := "http://" + s.Admin() + "/healthz"
 	var last error
 	for time.Now().Before(deadline) {
 		select {
@@ -173,7 +171,7 @@ func (s *Sheep) waitReady() error {
 			return fmt.Errorf("it ended: %v", s.cmd.ProcessState)
 		default:
 		}
-		if last = s.healthy(health); last == nil {
+		if _, last = s.fetch("/healthz", 2*time.Second); last == nil {
 			var conn net.Conn
 			if conn, last = net.DialTimeout(s.nbdNetwork(), s.nbdAddress(), time.Second); last == nil {
 				return conn.Close()
@@ -182,18 +180,6 @@ func (s *Sheep) waitReady() error {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return fmt.Errorf("no answer in %v: %w", startLimit, last)
-}
-
-// healthy reports whether the daemon answers.
-func (s *Sheep) healthy(url string) error {
-	if s.within == "" {
-		_, err := fetch(url, 2*time.Second)
-		return err
-	}
-	if r := s.DogRun("--timeout", "2s", "cluster", "info"); r.Code != 0 {
-		return errors.New(r.Stderr)
-	}
-	return nil
 }
 
 // nbdNetwork and nbdAddress are where NBD can be reached from everywhere.
@@ -211,24 +197,38 @@ func (s *Sheep) nbdAddress() string {
 	return s.NBD()
 }
 
-// fetch gets what an URL has, within a limit.
-func fetch(url string, limit time.Duration) (string, error) {
+// fetch gets a page of the daemon, within a limit. What is asked again and again is asked so: to start dog each time would take more
+// of the processors than the daemons do.
+func (s *Sheep) fetch(path string, limit time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Admin()+path, nil)
 	if err != nil {
 		return "", err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: s.dial}}
+	resp, err := client.Do(req)
 	if err != nil {
 		return "", err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %s", url, resp.Status)
+		return "", fmt.Errorf("%s: %s", req.URL, resp.Status)
 	}
 	text, err := io.ReadAll(resp.Body)
 	return string(text), err
+}
+
+// dial connects to an address where the daemon is.
+func (s *Sheep) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	var d net.Dialer
+	if s.within == "" {
+		return d.DialContext(ctx, network, address)
+	}
+	if entry := inside(s.within, func() { conn, err = d.DialContext(ctx, network, address) }); entry != nil {
+		return nil, entry
+	}
+	return conn, err
 }
 
 // Kill ends the daemon as a crash would: SIGKILL, no goodbye.
@@ -400,7 +400,7 @@ func (s *Sheep) RSS() int64 {
 // Metric is the value of a metric without labels as the daemon shows it at /metrics.
 func (s *Sheep) Metric(name string) float64 {
 	s.t.Helper()
-	text, err := fetch("http://"+s.Admin()+"/metrics", 10*time.Second)
+	text, err := s.fetch("/metrics", 10*time.Second)
 	if err != nil {
 		s.t.Fatal(err)
 	}

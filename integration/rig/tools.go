@@ -117,10 +117,13 @@ func Run(t testing.TB, limit time.Duration, stdin, program string, args ...strin
 	return r
 }
 
+// toolLimit is for programs that never end.
+const toolLimit = 10 * time.Minute
+
 // OK runs a program that must succeed and returns its standard output.
 func OK(t testing.TB, program string, args ...string) string {
 	t.Helper()
-	r := Run(t, 3*time.Minute, "", program, args...)
+	r := Run(t, toolLimit, "", program, args...)
 	if r.Code != 0 {
 		t.Fatalf("%s: exit status %d\n%s%s", r.Command, r.Code, r.Stdout, r.Stderr)
 	}
@@ -130,7 +133,7 @@ func OK(t testing.TB, program string, args ...string) string {
 // Fails runs a program that must fail and returns all that it printed.
 func Fails(t testing.TB, program string, args ...string) string {
 	t.Helper()
-	r := Run(t, 3*time.Minute, "", program, args...)
+	r := Run(t, toolLimit, "", program, args...)
 	if r.Code <= 0 {
 		t.Fatalf("%s: exit status %d, want a failure\n%s%s", r.Command, r.Code, r.Stdout, r.Stderr)
 	}
