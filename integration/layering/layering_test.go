@@ -67,7 +67,7 @@ var home = map[string][]string{
 	"github.com/zeebo/xxh3":               {"storage", "cluster", "vdi"},
 	"go.yaml.in/yaml":                     {"conf", "cmd/dog"},
 	"golang.org/x/crypto":                 {"cluster/internal/peer"},
-	"golang.org/x/sys":                    {"storage/disk", "frontends/internal/stream", "cluster"},
+	"golang.org/x/sys":                    {"storage/disk", "frontends/internal/stream", "cluster", "integration/rig"},
 	"golang.org/x/sync":                   {"cmd", "frontends", "vdi", "cluster", "storage"},
 }
 
