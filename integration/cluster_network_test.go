@@ -99,6 +99,7 @@ func partition(t *testing.T, f *rig.Flock, net *rig.Net, parts [][]int, long tim
 // Two nodes do not reach each other, and both reach the leader: one of them goes, clients of the others
 // notice a pause, and it comes back when the link is mended.
 func TestFlockSurvivesCutLink(t *testing.T) {
+	besideOthers(t)
 	f, net := newNetFlock(t, 3, 3)
 	for try := 1; !cutLink(t, f, net, try); try++ {
 		if try == 3 {

@@ -113,6 +113,7 @@ func flipBit(t *testing.T, path string, at int64) {
 // A full disk: writes that need space get ENOSPC, reads and overwrites go on, a restart on the full disk
 // works, and what is deleted can be used again. Nothing that was written is lost.
 func TestFullDisk(t *testing.T) {
+	besideOthers(t)
 	disk := rig.Tmpfs(t, "400M")
 	s := rig.Start(t, rig.Options{Disks: []string{disk}, Config: "storage:\n  log_limit: 64M\n  reserve: 64M\n"})
 	s.Dog("vdi", "create", "small", "16M")
@@ -254,6 +255,7 @@ func TestDiskIdentity(t *testing.T) {
 
 // Several disks share the objects, and all of them come back.
 func TestSeveralDisks(t *testing.T) {
+	besideOthers(t)
 	disks := []string{t.TempDir(), t.TempDir(), t.TempDir()}
 	s := rig.Start(t, rig.Options{Disks: disks})
 	s.Dog("vdi", "create", "vm1", "256M")

@@ -104,6 +104,7 @@ func qemuIO(t *testing.T, uri string, commands ...string) {
 
 // libiscsi's tests of reading, writing and flushing through tgt, and what they leave is the same over NBD.
 func TestNativeTgt(t *testing.T) {
+	besideOthers(t)
 	rig.Need(t, "tgtd", "tgtadm", "iscsi-test-cu", "qemu-io", "qemu-img")
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "vm", "64M")
@@ -135,6 +136,7 @@ func TestNativeTgt(t *testing.T) {
 // Two tgtd share a volume: what one writes the other reads, also where its own copy of the map has a hole or
 // something older; and what NBD writes. One is killed, and the other goes on.
 func TestNativeShared(t *testing.T) {
+	besideOthers(t)
 	rig.Need(t, "tgtd", "tgtadm", "qemu-io")
 	s := rig.Start(t, rig.Options{})
 	s.Dog("vdi", "create", "vm", "64M")

@@ -53,6 +53,7 @@ func available(t *testing.T, f *rig.Flock, s *rig.Sheep) {
 // A disk is taken out, and nothing is waited for from it, whatever the node has kept of what is on the other
 // one: neither when the node is killed right away and is the only one left that has what it has, nor later.
 func TestFlockUnplugsThenDies(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlockOf(t, 3, 2, rig.FlockOptions{Disks: twoDisks(t)})
 	spread(t, f.Nodes[2], 32) // most partitions are empty: nothing but marks, which are kept now and then, tells that a node has them
 	n1, n2, n3 := f.Nodes[0], f.Nodes[1], f.Nodes[2]
@@ -77,6 +78,7 @@ func TestFlockUnplugsThenDies(t *testing.T) {
 // A node is killed while a disk is taken out, at any time, and starts with that disk, or without it if it was
 // told that it is out: it comes back, has what it had, and the disk can be taken out.
 func TestFlockDiesWhileItUnplugs(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlockOf(t, 3, 2, rig.FlockOptions{Disks: twoDisks(t)})
 	spread(t, f.Nodes[2], 64)
 	n2 := f.Nodes[1]
@@ -110,6 +112,7 @@ func TestFlockDiesWhileItUnplugs(t *testing.T) {
 // A node that is alone keeps all that it has when a disk is added to it, and when one is taken out, under load, killed
 // in between or not.
 func TestLonelyNodeUnplugs(t *testing.T) {
+	besideOthers(t)
 	f := rig.NewFlockOf(t, 1, 1, rig.FlockOptions{Disks: twoDisks(t)})
 	n := f.Nodes[0]
 	spread(t, n, 64)
