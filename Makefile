@@ -56,8 +56,8 @@ check: ## formatting, go vet, staticcheck, shell syntax
 test: tools check race sim integration ## install tools, then every check and test there is
 
 race: ## the Go packages' own tests, under the race detector
-	go test -timeout 15m sheepdog/storage $(PURE)
-	go test -race -timeout 15m $(UNIT)
+	go test -timeout 20m sheepdog/storage $(PURE)
+	go test -race -timeout 20m $(UNIT)
 
 integration: build ## end to end: bin/sheep and bin/dog against real NBD and iSCSI clients, crashes and faults
 	SHEEP_BIN=$(CURDIR)/bin go test -count=1 -timeout 30m -parallel 3 ./integration/...

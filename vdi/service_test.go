@@ -353,7 +353,7 @@ func wait(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-const waitFor = 20 * time.Second
+const waitFor = 2 * time.Minute
 
 // unsure is a log whose next command is applied, but seems to have failed.
 type unsure struct {

@@ -39,7 +39,7 @@ type request struct {
 
 func do(t *testing.T, s *admintest.Sheep, r request) (int, api.Error, string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	q, err := http.NewRequestWithContext(ctx, r.method, "http://"+s.Address+r.path, strings.NewReader(r.body))
 	if err != nil {
@@ -233,7 +233,7 @@ func TestImportIsAllOrNothing(t *testing.T) {
 		c.Write(stream.Bytes()[:part])
 		c.Close()
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		list, err := volumes.List(context.Background())
 		if err != nil {
@@ -285,7 +285,7 @@ func TestGarbage(t *testing.T) {
 	}
 	defer c.Close()
 	fmt.Fprintf(c, "GET /api/v1/vdis HTTP/1.1\r\nHost: localhost\r\nX: %s\r\n\r\n", strings.Repeat("x", 4<<20))
-	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	if b, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) || strings.HasPrefix(string(b), "HTTP/1.1 200") {
 		t.Errorf("a header of 4 MiB: %v %.100q", err, b)
 	}

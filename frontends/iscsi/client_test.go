@@ -48,7 +48,7 @@ func serve(t *testing.T, change func(*Config)) *harness {
 	go func() { served <- s.Serve(context.Background(), l) }()
 	h := &harness{t: t, store: st, Server: s, addr: l.Addr().String()}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
@@ -86,7 +86,7 @@ func (h *harness) dial() *client {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	conn.SetDeadline(time.Now().Add(2 * time.Minute))
 	return &client{t: h.t, conn: conn, pong: h.pong, cmdSN: 100, answered: map[string]string{}}
 }
 

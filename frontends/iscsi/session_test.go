@@ -214,7 +214,7 @@ func TestAbortTask(t *testing.T) {
 	if r, _, err := c.try(); err == nil {
 		t.Fatalf("answered with %#x while the write is under way", r.Op())
 	}
-	c.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	d.mu.Lock()
 	d.hold = nil
 	d.mu.Unlock()

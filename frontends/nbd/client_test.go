@@ -16,7 +16,7 @@ import (
 )
 
 // testTimeout bounds every wait of a test.
-const testTimeout = 20 * time.Second
+const testTimeout = 2 * time.Minute
 
 // harness is a server on a unix socket, and what has to be gone when the test ends.
 type harness struct {

@@ -70,7 +70,7 @@ func (h *harness) write(v vdi.Info, n int) []byte {
 
 func (h *harness) inFlight(n int64) {
 	h.t.Helper()
-	for until := time.Now().Add(20 * time.Second); h.server.Counters().InFlight != n; time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(time.Minute); h.server.Counters().InFlight != n; time.Sleep(time.Millisecond) {
 		if time.Now().After(until) {
 			h.t.Fatalf("%d requests in flight instead of %d", h.server.Counters().InFlight, n)
 		}
@@ -155,7 +155,7 @@ func TestStalledSessionIsTold(t *testing.T) {
 		conn.Write(append(header, 1))
 		stalled = append(stalled, conn)
 	}
-	for until := time.Now().Add(20 * time.Second); h.server.Counters().BufferBytes < 6*MaxPayload; time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(time.Minute); h.server.Counters().BufferBytes < 6*MaxPayload; time.Sleep(time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("memory is not taken")
 		}
@@ -217,7 +217,7 @@ func TestSessionsOutliveWhatVolumesGoThrough(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				conn.SetDeadline(time.Now().Add(30 * time.Second))
+				conn.SetDeadline(time.Now().Add(time.Minute))
 				answer := func(words ...string) (header []byte) {
 					conn.Write(message(t, words))
 					header = make([]byte, 48)

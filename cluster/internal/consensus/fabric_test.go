@@ -351,7 +351,7 @@ func (f *flock) stop(name string, cleanly bool) {
 
 func (f *flock) ready(name string) {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := f.node(name).Ready(ctx); err != nil {
 		f.t.Fatalf("%s is not ready: %v", name, err)
@@ -361,7 +361,7 @@ func (f *flock) ready(name string) {
 // eventually repeats until there is no error.
 func (f *flock) eventually(what string, try func() error) {
 	f.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		err := try()
 		if err == nil {

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	testTimeout = 20 * time.Second
+	testTimeout = 2 * time.Minute
 	testSecret  = "a secret of the tests, not random"
 	testCluster = "c1"
 )
@@ -182,7 +182,7 @@ func (n *nodes) start(name string, change func(*Config)) *node {
 	cfg := Config{
 		Identity: Identity{Cluster: testCluster, Name: name, Node: 1, Incarnation: 7}, Credentials: credentials(n.t, testSecret),
 		Resolve: n.resolve, Handler: x.echoes, Logger: slog.New(slog.NewTextHandler(x.log, nil)),
-		Errors: map[uint16]error{256: errOwn},
+		Errors: map[uint16]error{256: errOwn}, HandshakeTimeout: 20 * time.Second,
 		Event: func(e Event) {
 			select {
 			case x.events <- e:

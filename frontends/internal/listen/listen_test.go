@@ -18,7 +18,7 @@ import (
 	"sheepdog/frontends/internal/stream"
 )
 
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // echo is a session that answers each byte with itself. A connection whose first byte is 'h' stays
 // in its handshake.
