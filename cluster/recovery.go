@@ -53,7 +53,7 @@ func (n *Node) Recovery() []RecoveryStatus {
 		}
 		switch {
 		case w.NoSpace:
-			s.Waits = "the node has no space: add disks or nodes, or delete volumes or snapshots"
+			s.Waits = "the node has no space for some of it: add disks or nodes, or delete volumes or snapshots"
 		case w.Failure != nil:
 			s.Waits = fmt.Sprintf("what was tried last has failed, and is tried again: %v", w.Failure)
 		}

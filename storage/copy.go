@@ -79,7 +79,8 @@ func (c *copying) run() error {
 	if len(sums) != int(blocksOf(c.shift)) {
 		return errShift
 	}
-	taken := data + d.creationBytes(c.dst.Group, c.shift)
+	created := d.creationBytes(c.dst.Group, c.shift)
+	taken := data + created
 	if !d.space.take(taken) {
 		return fmt.Errorf("disk %s has only its reserve left: %w", d, object.ErrNoSpace)
 	}
@@ -94,7 +95,8 @@ func (c *copying) run() error {
 		d.space.give(taken)
 		return d.explain(err)
 	}
-	d.space.log(taken, d.log.Segment())
+	d.space.placed(data)
+	d.space.log(created, d.log.Segment())
 	return nil
 }
 

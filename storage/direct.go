@@ -254,16 +254,20 @@ func (d *drive) endDirect(w *direct, r *object.Request, failure error) {
 	o := w.o
 	o.mu.Lock()
 	if failure == nil {
-		i := 0
+		i, placed := 0, int64(0)
 		for _, run := range w.runs {
 			for b := run.first; b < run.end; b++ {
+				if was, _ := o.fileSum(b); was == 0 {
+					placed += blockSize
+				}
 				o.setFileSum(b, w.sums[i])
 				i++
 			}
 			d.healed(o, run.first, run.end)
 		}
 		o.raise(r.Version)
-		d.claimed(w.taken)
+		d.space.placed(placed)
+		d.claimed(w.taken - placed)
 	} else {
 		d.resum(o, w)
 		d.unclaim(o, w.taken, w.first, w.end)

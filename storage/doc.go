@@ -23,5 +23,8 @@
 // they were pending. Large writes go to the file directly, except for blocks that are
 // pending: those stay in the log, so that its order remains the truth.
 //
+// A write is refused for want of space before anything is changed, and only if it gives content
+// to blocks that have none; so what was answered always finds its place (see space).
+//
 // The package knows nothing of nodes, copies or volumes.
 package storage

@@ -376,6 +376,54 @@ func TestPromisedAfterRestart(t *testing.T) {
 	expect(t, "close", w.s.Close(), nil)
 }
 
+// TestRefusedGetsWhatWasGivenBack: who is refused without asking for the last space gets what deletes have given back too.
+func TestRefusedGetsWhatWasGivenBack(t *testing.T) {
+	d := disktest.New("d")
+	s := mustOpen(t, quietConfig(d))
+	expect(t, "write", call(s, req(object.OpWrite, 0, 0, filled(1<<20, 1))), nil)
+	mustCheckpoint(t, s)
+	used := d.Used()
+	expect(t, "delete", s.Delete(context.Background(), keyOf(0)), nil)
+	r := req(object.OpWrite, 1, 0, filled(4096, 1))
+	r.Flags = object.FlagNoGrow
+	expect(t, "write that shall take no space", call(s, r), object.ErrNoSpace)
+	for start := time.Now(); d.Used() > used-1<<20; time.Sleep(time.Millisecond) {
+		if time.Since(start) > patience {
+			t.Fatal("what was deleted still takes its space")
+		}
+	}
+}
+
+// TestTouch: an object gets a version without taking space, though it has no content that could be written over.
+func TestTouch(t *testing.T) {
+	d := disktest.New("d")
+	s := mustOpen(t, quietConfig(d))
+	expect(t, "write", call(s, req(object.OpWrite, 1, 0, filled(4096, 1))), nil)
+	empty := req(object.OpDiscard, 1, 0, nil)
+	empty.Len = 1 << 20
+	expect(t, "discard", call(s, empty), nil)
+	mustCheckpoint(t, s)
+	d.SetCapacity(d.Used())
+	touch := func(i uint32, seq uint64, flags object.Flags) {
+		t.Helper()
+		r := req(object.OpDiscard, i, 0, nil)
+		r.Len, r.Flags, r.Version.Seq = 4096, flags, seq
+		expect(t, "discard", call(s, r), nil)
+	}
+	touch(1, 50, 0)
+	touch(1, 60, object.FlagTouch|object.FlagNoGrow)
+	touch(2, 60, object.FlagTouch)
+	mustCheckpoint(t, s)
+	expect(t, "close", s.Close(), nil)
+	s = mustOpen(t, quietConfig(d))
+	if i, err := s.Stat(context.Background(), keyOf(1)); err != nil || i.Version.Seq != 60 || i.Allocated != 0 {
+		t.Errorf("it is %+v, %v", i, err)
+	}
+	if _, err := s.Stat(context.Background(), keyOf(2)); !errors.Is(err, object.ErrNotFound) {
+		t.Errorf("a missing object is there: %v", err)
+	}
+}
+
 // TestDiskThatFills fills the disk under the store's feet, its reserve included: the
 // checkpoint cannot go on, and nothing that was answered may be lost.
 func TestDiskThatFills(t *testing.T) {

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sheepdog/storage/disk"
@@ -22,6 +23,8 @@ type space struct {
 	asked    time.Time
 	refused  int64 // what the last that asked for space did not get, in bytes; 0: it got it
 	tight    bool  // see Store.Tight
+
+	wanted atomic.Bool // somebody was told that there is no space who does not ask for the last of it
 }
 
 // spaceAge is how old the file system's answer may be before it is asked again: when
@@ -93,7 +96,7 @@ func (s *space) promise(n int64) {
 	s.promised += n
 }
 
-// give takes back a promise. A file may have some of it.
+// give takes back a promise. A file may have some of it; see also placed.
 func (s *space) give(n int64) {
 	if n == 0 {
 		return
@@ -101,6 +104,13 @@ func (s *space) give(n int64) {
 	s.mu.Lock()
 	s.promised -= n
 	s.asked = time.Time{} // only the file system knows how much of it is free
+	s.mu.Unlock()
+}
+
+// placed ends a promise whose bytes have their place in a file by now: the file system counts them itself.
+func (s *space) placed(n int64) {
+	s.mu.Lock()
+	s.promised -= n
 	s.mu.Unlock()
 }
 

@@ -24,6 +24,7 @@ type upkeep struct {
 	stalled requests
 	room    chan struct{} // closed when there may be room again
 	blocked time.Time     // when a checkpoint failed for lack of space last
+	gave    time.Time     // when one was begun last because somebody wanted the space that deletes give back
 
 	full     bool      // as it was told last; of round alone
 	fullTold time.Time // when it was told that the disk is full
@@ -197,8 +198,19 @@ func (u *upkeep) due() bool {
 	}
 	oldest := d.oldest.Load()
 	_, _, full := d.space.usage()
-	return full || d.unmerged.Load() >= int64(d.cfg.OpenObjects)/2 ||
+	return full || u.wanted() || d.unmerged.Load() >= int64(d.cfg.OpenObjects)/2 ||
 		d.cfg.Checkpoint > 0 && oldest != 0 && d.now()-oldest > int64(d.cfg.Checkpoint)
+}
+
+// wanted reports whether a checkpoint is due for those who take none of the last space.
+func (u *upkeep) wanted() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if time.Since(u.gave) < retryAfter || !u.d.space.wanted.Swap(false) {
+		return false
+	}
+	u.gave = time.Now()
+	return true
 }
 
 // prepareSegments is the goroutine that keeps free segments ready.

@@ -142,6 +142,7 @@ func (d *drive) claim(o *obj, r *object.Request, first, end uint32) (taken int64
 		}
 	}
 	if taken > 0 && r.Flags&object.FlagNoGrow != 0 {
+		d.space.wanted.Store(true)
 		return 0, errNoGrow
 	}
 	if taken > 0 && !d.space.take(taken) {
@@ -289,7 +290,7 @@ func (d *drive) zeroHeld(o *obj, s *scratch, r *object.Request, nowait bool) (er
 	}
 	d.count.zeroes.Add(1)
 	first, end := blockRange(r.Off, r.Len)
-	z := zeroing{d: d, o: o, s: s, r: r, nowait: nowait, keep: keep}
+	z := zeroing{d: d, o: o, s: s, r: r, nowait: nowait, keep: keep, every: keep || r.Flags&object.FlagTouch != 0}
 	taken := int64(0)
 	if keep {
 		if taken, err = d.claim(o, r, first, end); err != nil {
@@ -312,6 +313,7 @@ type zeroing struct {
 	s            *scratch
 	r            *object.Request
 	nowait, keep bool
+	every        bool // what is a hole already gets a record too
 }
 
 // run logs the whole blocks first and the partial edges after them.
@@ -354,7 +356,7 @@ func (z *zeroing) edge(off, n uint32) error {
 }
 
 // whole turns [first, end) into holes or zeros. What is a hole already stays one
-// without a record.
+// without a record, unless every block gets one.
 func (z *zeroing) whole(first, end uint32) error {
 	for b := first; b < end; {
 		n, err := z.stretch(b, end)
@@ -375,7 +377,7 @@ func (z *zeroing) whole(first, end uint32) error {
 
 // stretch counts the blocks from b on that need a record.
 func (z *zeroing) stretch(b, end uint32) (n uint32, err error) {
-	if z.keep {
+	if z.every {
 		return end - b, nil
 	}
 	for ; b+n < end; n++ {

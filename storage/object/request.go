@@ -28,6 +28,8 @@ const (
 	FlagNoGrow
 	// FlagWorking: OpSync leaves out disks that are out of service already.
 	FlagWorking
+	// FlagTouch: OpDiscard gives an object that exists Version, also if there was nothing to discard.
+	FlagTouch
 )
 
 // Request is one asynchronous operation on one object. It goes down the layers

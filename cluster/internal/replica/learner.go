@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"time"
@@ -19,7 +20,11 @@ type learner struct {
 	touched  map[object.ID]struct{} // changed while this node's objects were being listed
 	pending  map[object.ID]struct{} // not equal yet: changes do not flow there
 	queue    []object.ID            // of pending: not begun
-	underway int                    // repairs
+	fresh    int                    // of queue, at its end: the learner has nothing of them
+	wanting  []object.ID            // of pending: wait for space
+	probe    object.ID              // of those, the one that is tried, if probing
+	probing  bool
+	underway int // repairs
 }
 
 type learnerPhase uint8
@@ -77,11 +82,10 @@ func (p *Partition) tickLearner(now Time, i int) {
 	}
 	switch l.phase {
 	case resting:
-		if p.isTight(p.peers[i].Peer) {
-			return // it goes on when there is space
-		}
 		l.phase = asking
 		p.emit(Effect{Kind: Ask, To: p.peers[i].Peer, Session: l.session})
+	case repairing:
+		p.peers[i].tryHungry(now)
 	case admitting:
 		if p.peers[i].expel {
 			return
@@ -144,22 +148,45 @@ func (p *Partition) Listed(now Time, to Peer, epoch state.Epoch, changed, have [
 		}
 	}
 	difference(l.pending, have, l.have)
-	for id := range l.pending {
-		l.queue = append(l.queue, id)
-	}
-	slices.Sort(l.queue)
+	l.line(have)
 	l.touched, l.have, l.report = nil, nil, Report{}
 	l.phase = repairing
 	p.holders = nil
 	p.caughtUp(to, l)
 }
 
+// line makes the queue of what is pending, of objects some of which this node has: first what the learner is to
+// remove, which gives space back, then what both have, and last what takes space in any case.
+func (l *learner) line(have []object.ID) {
+	here, there := setOf(have), setOf(l.have)
+	rank := func(id object.ID) int {
+		switch {
+		case !here[id]:
+			return 0
+		case there[id]:
+			return 1
+		}
+		return 2
+	}
+	for id := range l.pending {
+		if l.queue = append(l.queue, id); rank(id) == 2 {
+			l.fresh++
+		}
+	}
+	slices.SortFunc(l.queue, func(a, b object.ID) int { return cmp.Or(rank(a)-rank(b), cmp.Compare(a, b)) })
+}
+
+func setOf(list []object.ID) map[object.ID]bool {
+	set := make(map[object.ID]bool, len(list))
+	for _, id := range list {
+		set[id] = true
+	}
+	return set
+}
+
 // difference adds what only one of two lists has.
 func difference(to map[object.ID]struct{}, a, b []object.ID) {
-	in := make(map[object.ID]bool, len(a))
-	for _, id := range a {
-		in[id] = true
-	}
+	in := setOf(a)
 	for _, id := range b {
 		if in[id] {
 			delete(in, id)
@@ -203,6 +230,7 @@ func (p *Partition) Grant(now Time, n int) (begun int) {
 			begun++
 			id := l.queue[0]
 			l.queue = l.queue[1:]
+			l.fresh = min(l.fresh, len(l.queue))
 			l.underway++
 			// It is like a read of all of the object: changes wait, reads do not.
 			op := &Op{ID: id, Read: true, Whole: true, learner: l, need: 1 << i}
@@ -249,14 +277,16 @@ func (p *Partition) brought(now Time, op *Op, current bool, err error) {
 	case !current || i < 0:
 	case errors.Is(err, ErrBusy) && l.phase == repairing:
 		l.underway--
-		l.queue, l.at = append(l.queue, op.ID), now+Time(p.opt.Resend)
-	case errors.Is(err, object.ErrNoSpace):
+		l.queue, l.at = slices.Insert(l.queue, 0, op.ID), now+Time(p.opt.Resend)
+	case errors.Is(err, object.ErrNoSpace) && l.phase == repairing:
+		l.underway--
 		p.setTight(p.peers[i].Peer, true)
-		p.dropLearner(now, i)
+		p.peers[i].starve(now, op.ID, p.opt)
 	case err != nil:
 		p.dropLearner(now, i)
 	case mine:
 		l.underway--
+		p.peers[i].fed(op.ID)
 		p.caughtUp(p.peers[i].Peer, l)
 	}
 }
@@ -271,6 +301,7 @@ func (p *Partition) caughtUp(to Peer, l *learner) {
 		return
 	}
 	l.phase = syncing
+	p.peers[p.indexOf(l)].hunger = 0
 	p.emit(Effect{Kind: SyncPeer, To: to, Session: l.session})
 }
 
@@ -301,7 +332,7 @@ func (p *Partition) dropLearner(now Time, i int) {
 		return
 	}
 	// Repairs under way end by themselves and find that the learner is another one.
-	p.peers[i].learner = p.newLearner(now + Time(p.opt.LearnerTimeout))
+	p.peers[i].learner = p.newLearner(max(now+Time(p.opt.LearnerTimeout), p.peers[i].hungryUntil))
 	l.phase = resting
 	p.holders = nil
 	for _, q := range p.queues() {

@@ -6,7 +6,7 @@ type Learning struct {
 	// Left is how many objects are to be looked at yet; Listed: that is known.
 	Left   int
 	Listed bool
-	// NoSpace: it waits for space.
+	// NoSpace: some of it waits for space.
 	NoSpace bool
 }
 
@@ -20,7 +20,7 @@ func (p *Partition) Learning(to []Learning) []Learning {
 	}
 	for i := range p.peers {
 		if l := p.peers[i].learner; l != nil {
-			to = append(to, Learning{p.peers[i].Peer, len(l.queue) + l.underway, l.phase >= repairing, p.isTight(p.peers[i].Peer)})
+			to = append(to, Learning{p.peers[i].Peer, len(l.queue) + len(l.wanting) + l.underway, l.phase >= repairing, p.peers[i].hunger > 0})
 		}
 	}
 	return to

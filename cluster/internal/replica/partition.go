@@ -2,6 +2,7 @@ package replica
 
 import (
 	"slices"
+	"time"
 
 	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
@@ -82,6 +83,10 @@ type peer struct {
 	asked   Time     // first in this phase; see settle.go
 	askAt   Time     // when to ask again; 0: an answer is under way
 	answer  bool     // it has answered the survey
+
+	// A learner that lacks space is tried again after longer and longer pauses; 0: it lacks none, as far as is known.
+	hunger      time.Duration
+	hungryUntil Time
 }
 
 // New returns the partition of a node that has started: the report says what is in its

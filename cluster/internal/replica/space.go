@@ -60,10 +60,59 @@ func (p *Partition) noSpaceHere(now Time, op *Op, err error) bool {
 	return true
 }
 
+// A learner without space is brought what it needs none for: what is to be removed there comes first, then what it
+// has in part, and last what it has nothing of. What it has no space for waits, so that all else goes on, and what was
+// given back meanwhile, there and elsewhere, is found by trying one of what waits: when that has found its place the
+// rest is tried.
+
+// maxHunger bounds the pause between such attempts, in learner time-outs.
+const maxHunger = 8
+
+// starve notes that the learner has no space for an object, nor then for those of which it has nothing.
+func (m *peer) starve(now Time, id object.ID, o Options) {
+	l := m.learner
+	rest := len(l.queue) - l.fresh
+	l.wanting = append(append(l.wanting, l.queue[rest:]...), id)
+	l.queue, l.fresh = l.queue[:rest], 0
+	l.probing = l.probing && l.probe != id
+	m.starved(now, o)
+}
+
+// starved lets the learner be tried again after a pause.
+func (m *peer) starved(now Time, o Options) {
+	if m.hunger == 0 || now >= m.hungryUntil {
+		m.hunger = max(o.LearnerTimeout, min(2*m.hunger, maxHunger*o.LearnerTimeout))
+		m.hungryUntil = now + Time(m.hunger)
+	}
+}
+
+// tryHungry tries one of the objects that wait for space.
+func (m *peer) tryHungry(now Time) {
+	l := m.learner
+	if len(l.wanting) == 0 || l.probing || now < m.hungryUntil {
+		return
+	}
+	l.probe, l.probing = l.wanting[0], true
+	l.wanting = l.wanting[1:]
+	l.queue = append(l.queue, l.probe)
+}
+
+// fed notes that an object was brought to the learner: if it was the one that was tried there is space again.
+func (m *peer) fed(id object.ID) {
+	l := m.learner
+	if !l.probing || l.probe != id {
+		return
+	}
+	l.probing, m.hunger = false, 0
+	l.queue, l.fresh = append(l.queue, l.wanting...), len(l.wanting)
+	l.wanting = nil
+}
+
 // noSpaceThere deals with a change for which a member or learner has no space.
 func (p *Partition) noSpaceThere(now Time, op *Op, i int) {
 	p.setTight(p.peers[i].Peer, true)
 	if p.peers[i].learner != nil {
+		p.peers[i].starved(now, p.opt)
 		p.dropLearner(now, i)
 		return
 	}
@@ -143,6 +192,10 @@ func (p *Partition) Current() {
 
 // Holder reports whether this node is in sync, or may be: what its store has counts.
 func (p *Partition) Holder() bool { return p.role == member || p.role == primary }
+
+// Returns reports whether this node was in sync once, and has what it had then: it comes back to what was its own, and
+// what its disk has to hold.
+func (p *Partition) Returns() bool { return p.mark != Mark{} }
 
 // Tight reports whether a member or learner is known to have no space.
 func (p *Partition) Tight() bool { return len(p.tight) > 0 }

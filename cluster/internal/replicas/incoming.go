@@ -239,7 +239,7 @@ func (in *incoming) store() {
 	default:
 		in.write = object.Request{
 			Op:    [...]object.Op{VerbWrite: object.OpWrite, VerbZero: object.OpZero, VerbDiscard: object.OpDiscard}[m.verb],
-			Flags: m.flags, SizeShift: m.shift, ID: m.id, Policy: m.group.Policy, Partition: m.group.Partition,
+			Flags: m.flags | in.frugal(), SizeShift: m.shift, ID: m.id, Policy: m.group.Policy, Partition: m.group.Partition,
 			Off: m.off, Len: m.len, Data: in.data, Sums: in.content.sums, Version: m.version, Done: incomingStored, Owner: in,
 		}
 		in.r.cfg.Store.Submit(&in.write)

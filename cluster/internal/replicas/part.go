@@ -24,6 +24,7 @@ type part struct {
 	first   *replica.View      // when the part was made
 	loading bool
 	unknown bool    // it was closed before it was known what is in the store
+	marked  bool    // there was a mark at the start, and it was in sync then, perhaps with nothing
 	waiting []event // until then
 	unsent  bool    // something was submitted and not kicked
 
@@ -40,6 +41,7 @@ type part struct {
 	learning atomic.Pointer[[]replica.Learning]
 	learners []replica.Learning // memory for that
 	holder   atomic.Bool        // what this node has of it counts
+	returns  atomic.Bool        // it was in sync here before
 	latest   atomic.Uint64      // epoch
 	readable atomic.Uint64      // epoch in which this node's content may be read; 0: none
 	granting atomic.Bool        // evGrant was posted
@@ -150,6 +152,7 @@ func (p *part) load(e *event) bool {
 }
 
 func (p *part) begin(report replica.Report) {
+	p.marked = p.r.cfg.Marks[p.group] != replica.Mark{}
 	p.p = replica.New(p.r.opt, report)
 	if p.r.current.Load() {
 		p.p.Current()
@@ -246,6 +249,7 @@ func (p *part) note() {
 	p.starved.Store(p.p.Starved())
 	p.noteLearning()
 	p.holder.Store(p.p.Holder())
+	p.returns.Store(p.marked || p.p.Returns())
 	p.latest.Store(uint64(p.p.Epoch()))
 	epoch := uint64(0)
 	if p.p.Readable() {

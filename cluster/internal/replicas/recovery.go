@@ -8,6 +8,7 @@ import (
 
 	"sheepdog/cluster/internal/replica"
 	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
 )
 
 // recovery measures what this node, as a primary, brings to learners.
@@ -62,9 +63,9 @@ func (r *recovery) brought(now replica.Time, to replica.Peer, bytes uint64) {
 }
 
 // tried notes how something has ended that brings a learner in sync. done: it was the last step of
-// a partition. What is of another epoch, or waits for room, is no failure: it is tried again at once.
+// a partition. What is of another epoch, or waits for room or space, is no failure: it is tried again.
 func (r *recovery) tried(now replica.Time, to replica.Peer, done bool, err error) {
-	if err == nil && !done || errors.Is(err, replica.ErrEpoch) || errors.Is(err, replica.ErrBusy) {
+	if err == nil && !done || errors.Is(err, replica.ErrEpoch) || errors.Is(err, replica.ErrBusy) || errors.Is(err, object.ErrNoSpace) {
 		return
 	}
 	r.mu.Lock()

@@ -185,16 +185,22 @@ func (in *incoming) repair() (err error) {
 	case err != nil:
 		return err
 	}
-	t := transfer{r: r, src: &src, info: theirs, key: key}
-	if m.session != 0 && r.cfg.Store.Tight(m.group) {
-		t.flags = object.FlagNoGrow // recovery does not fill a disk
-	}
+	t := transfer{r: r, src: &src, info: theirs, key: key, flags: in.frugal()}
 	defer func() {
 		if err == nil {
 			r.damaged.Delete(key)
 		}
 	}()
 	return t.run(sums, own, err == nil && own != nil && mine.Version == theirs.Version)
+}
+
+// frugal is what keeps recovery from filling a disk: a partition that is new to this node gets nothing more where little space
+// is left. One in which this node was in sync does: it would have taken as much had it not been away.
+func (in *incoming) frugal() object.Flags {
+	if in.change.session == 0 || in.part.returns.Load() || !in.r.cfg.Store.Tight(in.part.group) {
+		return 0
+	}
+	return object.FlagNoGrow
 }
 
 func isNotFound(err error) bool { return errors.Is(err, object.ErrNotFound) }
@@ -309,16 +315,29 @@ type transfer struct {
 // pieceBytes is how much content travels at once.
 const pieceBytes = 1 << 20
 
-// run takes what differs. If nothing does, but versions, the object still gets the
-// source's: who lists what has changed goes by it.
+// run takes what differs, holes first: they give back space for the rest. If nothing differs, but versions, the object
+// still gets the source's: who lists what has changed goes by it.
 func (t *transfer) run(theirs, own []uint64, current bool) error {
-	if own == nil {
+	exists := own != nil
+	if !exists {
 		own = make([]uint64, len(theirs))
 	}
-	wrote := false
+	holes, err := t.take(theirs, own, true)
+	if err != nil {
+		return err
+	}
+	content, err := t.take(theirs, own, false)
+	if err != nil || holes || content || current {
+		return err
+	}
+	return t.touch(theirs, exists)
+}
+
+// take takes the holes that differ, or the content, and reports whether there was any.
+func (t *transfer) take(theirs, own []uint64, holes bool) (wrote bool, err error) {
 	var buf []byte
 	for b := 0; b < len(theirs); {
-		if theirs[b] == own[b] {
+		if theirs[b] == own[b] || (theirs[b] == 0) != holes {
 			b++
 			continue
 		}
@@ -328,11 +347,11 @@ func (t *transfer) run(theirs, own []uint64, current bool) error {
 		}
 		off, length := uint32(b)*object.BlockSize, n*object.BlockSize
 		if err := t.r.ctx.Err(); err != nil {
-			return object.ErrClosed
+			return wrote, object.ErrClosed
 		}
-		if theirs[b] == 0 {
+		if holes {
 			if err := t.change(object.OpDiscard, off, uint32(length), nil); err != nil {
-				return err
+				return wrote, err
 			}
 		} else {
 			if cap(buf) < length {
@@ -340,24 +359,21 @@ func (t *transfer) run(theirs, own []uint64, current bool) error {
 			}
 			buf = buf[:length]
 			if err := t.src.blocks(t.r.ctx, off, buf); err != nil {
-				return err
+				return wrote, err
 			}
 			if err := t.change(object.OpWrite, off, uint32(length), buf); err != nil {
-				return err
+				return wrote, err
 			}
 			t.r.Count.RepairedBytes.Add(uint64(length))
 		}
 		wrote = true
 		b += n
 	}
-	if wrote || current {
-		return nil
-	}
-	return t.touch(theirs)
+	return wrote, nil
 }
 
 // touch gives the object its version, by writing something that does not change it.
-func (t *transfer) touch(sums []uint64) error {
+func (t *transfer) touch(sums []uint64, exists bool) error {
 	buf := make([]byte, object.BlockSize)
 	for b, sum := range sums {
 		if sum == 0 {
@@ -367,6 +383,10 @@ func (t *transfer) touch(sums []uint64) error {
 			return err
 		}
 		return t.change(object.OpWrite, uint32(b)*object.BlockSize, object.BlockSize, buf)
+	}
+	if exists {
+		t.flags |= object.FlagTouch
+		return t.change(object.OpDiscard, 0, object.BlockSize, nil)
 	}
 	// It has no content: made with some, it has none again, and exists.
 	if err := t.change(object.OpWrite, 0, object.BlockSize, buf); err != nil {

@@ -20,6 +20,7 @@ type spaces struct {
 	// Of the goroutine that ticks.
 	asked  replica.Time
 	strays strays
+	hungry map[state.NodeID]bool // as it was told last
 
 	mu   sync.Mutex
 	busy map[replica.Peer]bool
@@ -43,12 +44,38 @@ func (s *spaces) tick(r *Replicas) {
 	r.mu.RUnlock()
 	s.strays.look(r)
 	r.leaveDisks()
+	s.tellHungry(r)
 	r.tell(r.cfg.Self, r.cfg.Store.Tight, r.cfg.Store.Failed)
 	for _, n := range v.Nodes {
 		if n.ID != r.cfg.Self.Node && n.State == state.NodeUp && len(n.Disks) > 0 {
 			s.ask(r, replica.Peer{Node: n.ID, Incarnation: n.Incarnation})
 		}
 	}
+}
+
+// tellHungry logs when recovery of a node begins to wait for space, and when it does so no more.
+func (s *spaces) tellHungry(r *Replicas) {
+	hungry := map[state.NodeID]bool{}
+	for _, p := range r.all() {
+		if list := p.learning.Load(); list != nil {
+			for _, l := range *list {
+				if l.NoSpace {
+					hungry[l.Node] = true
+				}
+			}
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(hungry)) {
+		if !s.hungry[id] {
+			r.cfg.Logger.Warn("recovery of a node waits for space there: what needs none is brought; add disks or nodes, or delete volumes or snapshots", "node", id)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.hungry)) {
+		if !hungry[id] {
+			r.cfg.Logger.Info("recovery of a node waits for space no more", "node", id)
+		}
+	}
+	s.hungry = hungry
 }
 
 // strays are the partitions of which nothing but a mark is here. Where a disk goes they have to leave it too: what
@@ -217,6 +244,7 @@ const purgesAtATime = 4
 // purge carries out Purge.
 func (p *part) purge(e *replica.Effect) {
 	epoch := e.Epoch
+	p.marked = false
 	p.mark.Store(new(replica.Mark))
 	p.r.works.Go(func() {
 		err := p.forget()
