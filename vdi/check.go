@@ -67,7 +67,7 @@ func (s *Service) Check(ctx context.Context, name string, repair bool, p Progres
 		k.own[v.VID] = true
 	}
 	for _, v := range list {
-		if err := k.volume(ctx, v); err != nil {
+		if err := k.whole(ctx, v); err != nil {
 			return k.report, explain(err, "check %q", name)
 		}
 	}
@@ -110,6 +110,19 @@ func (k *checker) tell(done int64) {
 	}
 }
 
+// whole is volume, begun anew if the volume is moved meanwhile.
+func (k *checker) whole(ctx context.Context, v catalog.VDI) error {
+	for {
+		before := k.report.Objects
+		err := k.volume(ctx, v)
+		now, ok := k.s.cfg.Catalog.Get(v.VID)
+		if !errors.Is(err, errMoved) || !ok || now.Ref != v.Ref {
+			return err
+		}
+		v, k.report.Objects = now, before
+	}
+}
+
 // volume looks for the objects that one map names.
 func (k *checker) volume(ctx context.Context, v catalog.VDI) error {
 	tag := ""
@@ -143,7 +156,7 @@ func (k *checker) entries(ctx context.Context, v catalog.VDI, c *core, work chan
 	for _, w := range k.s.cfg.Catalog.Family(v.Family) {
 		family[w.VID] = true
 	}
-	return k.s.walkMap(ctx, v.Policy, v.VID, v.Objects(), func(first uint32, entries []byte) error {
+	return k.s.walkMap(ctx, v, v.Objects(), func(first uint32, entries []byte) error {
 		for i := 0; i < len(entries); i += 4 {
 			e := binary.LittleEndian.Uint32(entries[i:])
 			owner := object.VID(e & ownerMask)
@@ -204,7 +217,13 @@ func (k *checker) readers(ctx context.Context, work <-chan suspect) {
 
 // look reads an object.
 func (k *checker) look(ctx context.Context, x suspect, buf []byte) error {
-	err := k.readAll(ctx, x, buf)
+	_, err := k.s.statOf(ctx, &x.v, x.problem.Object) // where it is kept by now
+	if err == nil {
+		err = k.readAll(ctx, x, buf)
+	}
+	if isMissing(err) && errors.Is(k.s.unmoved(ctx, placeOf(x.v)), errMoved) {
+		return k.look(ctx, x, buf)
+	}
 	switch {
 	case err == nil:
 		return nil
@@ -252,11 +271,22 @@ func (k *checker) leftovers(ctx context.Context, list []catalog.VDI) error {
 	for _, v := range list {
 		mine[v.VID] = v
 	}
+	for _, policy := range k.s.cfg.Catalog.Policies() {
+		if err := k.leftoversIn(ctx, policy, mine); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leftoversIn is leftovers in one policy. In another one than the volume's an object is one too, whatever its kind.
+func (k *checker) leftoversIn(ctx context.Context, policy object.PolicyID, mine map[object.VID]catalog.VDI) error {
 	var ids []object.ID
-	err := k.s.cfg.Objects.List(ctx, list[0].Policy, func(i object.Info) error {
-		if kind, ok := i.Key.ID.Kind(); ok && kind == object.KindData {
-			if _, ok := mine[i.Key.ID.VID()]; ok {
-				ids = append(ids, i.Key.ID)
+	err := k.s.cfg.Objects.List(ctx, policy, func(i object.Info) error {
+		id := i.Key.ID
+		if v, ok := mine[id.VID()]; ok {
+			if kind, known := id.Kind(); known && (kind == object.KindData || policy != v.Policy) {
+				ids = append(ids, id)
 			}
 		}
 		return ctx.Err()
@@ -265,7 +295,10 @@ func (k *checker) leftovers(ctx context.Context, list []catalog.VDI) error {
 		return err
 	}
 	for _, id := range ids {
-		left, err := k.s.leftover(ctx, list[0].Policy, id, k.repair)
+		left, err := k.s.leftover(ctx, policy, id, k.repair)
+		if errors.Is(err, errMoved) {
+			continue // what was left is removed now
+		}
 		if err != nil {
 			return err
 		}
@@ -275,6 +308,9 @@ func (k *checker) leftovers(ctx context.Context, list []catalog.VDI) error {
 			p.Text = fmt.Sprintf("no map named object %s: a write left it that a crash or a snapshot cut off; it was removed", id)
 			if !k.repair {
 				p.Text = fmt.Sprintf("no map names object %s: a write left it that a crash or a snapshot cut off; it only takes space, until the next sweep or a check with --repair removes it", id)
+			}
+			if v := mine[id.VID()]; policy != v.Policy {
+				p.Text = fmt.Sprintf("object %s is also where the volume was kept, or was to be, with %d copies: it only takes space, until the next sweep or a check with --repair removes it", id, k.s.cfg.CopiesOf(policy))
 			}
 			k.add(p)
 		}

@@ -29,6 +29,11 @@ type Config struct {
 	// PolicyOf finds or makes the policy that keeps that many copies.
 	PolicyOf func(ctx context.Context, copies int) (object.PolicyID, error)
 	CopiesOf func(object.PolicyID) int // for Info; default 1
+	// Policies lists all there are, for sweeps; default those that volumes have, and DefaultPolicy.
+	Policies func() []object.PolicyID
+	// Room fails with ErrNoSpace if there is certainly no room for so many bytes more of one copy in a policy, and
+	// says what there is. nil: who writes them finds out.
+	Room func(ctx context.Context, policy object.PolicyID, bytes int64) error
 
 	// Settled returns when previous, which has lost ownership of a VDI to this node, certainly
 	// answers nothing any more out of what it knew as the owner: it has applied the command
@@ -36,6 +41,8 @@ type Config struct {
 	// anything is answered out of the new ownership; never for a former start of this node.
 	// nil: there is nothing to wait for.
 	Settled func(ctx context.Context, previous catalog.Node, volume object.VID, generation uint64) error
+	// Up reports whether that start of a node may still be running; what it was at is given up else. nil: it may.
+	Up func(catalog.Node) bool
 	// Known returns when every node that serves clients has applied what this node has, or serves
 	// nobody any more. nil: this node is the only one.
 	Known func(ctx context.Context) error

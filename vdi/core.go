@@ -16,7 +16,6 @@ type core struct {
 	name     string
 	tag      string // for messages and Volume.Tag
 	snapshot bool
-	policy   object.PolicyID
 	shift    uint8
 	family   uint64
 
@@ -25,6 +24,7 @@ type core struct {
 	gate    gate
 	changed atomic.Bool   // some entry changed since its space was counted
 	changes atomic.Uint64 // of entries by this node: see Volume.MapVersion
+	tracker atomic.Pointer[tracker]
 
 	// admin is held by who changes the volume as a whole: snapshot, rollback, resize,
 	// ownership, settling.
@@ -40,6 +40,8 @@ type core struct {
 	// Ownership is then asked for, also if this node seems to have it: the answer is
 	// ordered behind that command.
 	doubted bool
+	// unsure: so may one that holds for as long as the generation does. Then ownership is asked for under another one.
+	unsure bool
 
 	// Guarded by Service.mu.
 	handles map[*Volume]struct{}
@@ -77,7 +79,7 @@ const (
 
 func newCore(s *Service, v catalog.VDI) *core {
 	c := &core{
-		s: s, name: v.Name, tag: tagOf(v), snapshot: v.Snapshot, policy: v.Policy, shift: v.SizeShift, family: v.Family,
+		s: s, name: v.Name, tag: tagOf(v), snapshot: v.Snapshot, shift: v.SizeShift, family: v.Family,
 		handles: map[*Volume]struct{}{},
 	}
 	c.tenure.Store(int64(minTenure))

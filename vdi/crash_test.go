@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 
 	"sheepdog/storage/object"
@@ -23,6 +24,8 @@ type procedure struct {
 	may func(object int) string
 	// gone: v may be deleted.
 	gone bool
+	// every: of its many steps, every so many-th is tried; 0 is 1.
+	every int64
 	// also lists names that may have come to be, with what they then have.
 	also map[string]string
 }
@@ -79,6 +82,29 @@ var procedures = []procedure{
 		_, err2 := s.Resize(ctx, "v", crashSize)
 		return errors.Join(err, err2)
 	}},
+	{name: "alter copies", may: func(o int) string { return [...]string{"b", "b", "a", "a", "\x00", "\x00"}[o] }, run: func(s *vdi.Service, v *vdi.Volume) error {
+		_, err := s.AlterCopies(ctx, "v", 3, nil, nil)
+		return errors.Join(err, s.Collect(ctx))
+	}},
+	{name: "alter copies there and back", every: 2, may: func(o int) string { return [...]string{"b", "bw", "a", "aw", "w\x00", "\x00"}[o] }, also: map[string]string{"c": "aaaa\x00\x00"}, run: func(s *vdi.Service, v *vdi.Volume) error {
+		_, err := s.Clone(ctx, "v", "base", "c")
+		err = errors.Join(err, v.Discard(ctx, 5<<20, 1<<20))
+		_, err1 := s.AlterCopies(ctx, "v", 2, nil, nil)
+		_, err2 := v.WriteAt(ctx, bytes.Repeat([]byte("w"), 5000), 1<<20)
+		_, err3 := v.WriteAt(ctx, bytes.Repeat([]byte("w"), 5000), 4<<20)
+		_, err4 := s.AlterCopies(ctx, "c", 1, nil, nil)
+		_, err5 := v.WriteAt(ctx, bytes.Repeat([]byte("w"), 5000), 3<<20)
+		return errors.Join(err, err1, err2, err3, err4, err5, s.Collect(ctx))
+	}},
+	{name: "alter copies and snapshot", every: 5, may: func(o int) string { return [...]string{"b", "b", "aw", "a", "w\x00", "\x00"}[o] }, run: func(s *vdi.Service, v *vdi.Volume) error {
+		_, err := v.WriteAt(ctx, bytes.Repeat([]byte("w"), 5000), 2<<20)
+		_, err1 := s.AlterCopies(ctx, "v", 3, nil, nil)
+		_, err2 := s.Snapshot(ctx, "v", "two")
+		_, err3 := v.WriteAt(ctx, bytes.Repeat([]byte("w"), 5000), 4<<20)
+		err4 := s.Delete(ctx, "v", "two")
+		_, err5 := s.AlterCopies(ctx, "v", 2, nil, nil)
+		return errors.Join(err, err1, err2, err3, err4, err5, s.Collect(ctx), s.Sweep(ctx))
+	}},
 	{name: "delete", gone: true, may: func(o int) string { return [...]string{"b", "b", "a", "a", "\x00", "\x00"}[o] }, run: func(s *vdi.Service, v *vdi.Volume) error {
 		v.Close()
 		return errors.Join(s.Delete(ctx, "v", ""), s.Collect(ctx), s.Sweep(ctx))
@@ -121,7 +147,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 	for _, p := range procedures {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
-			for step := int64(1); ; step += slow {
+			for step := int64(1); ; step += slow * max(1, p.every) {
 				finished := true
 				for seed := uint64(0); seed < 4; seed += slow {
 					finished = crashOnce(t, p, step, (seed+uint64(step/slow))%4) && finished
@@ -205,7 +231,7 @@ func snapshotAfter(t *testing.T, w *vditest.World, s *vdi.Service, step int64) *
 	if err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("step %d: the snapshot after the crash has changed, or %v", step, err)
 	}
-	entries := w.Objects.Block(vditest.Policy, object.NewID(object.KindMap, info.VID, 0), 0)
+	entries := w.Objects.Block(info.Policy, object.NewID(object.KindMap, info.VID, 0), 0)
 	for i := 0; i < len(entries); i += 4 {
 		if entries[i+3]&0x80 != 0 {
 			t.Fatalf("step %d: entry %d of the snapshot's map is unsettled", step, i/4)
@@ -329,10 +355,13 @@ func TestFaultAtEveryStep(t *testing.T) {
 	for _, p := range procedures {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
-			for n := 1; ; n += slow {
+			for n := 1; ; n += slow * int(max(1, p.every)) {
 				w, s, v := prepareCrash(t)
+				var mu sync.Mutex
 				count := 0
 				w.Objects.Fault = func(what string, id object.ID) error {
+					mu.Lock()
+					defer mu.Unlock()
 					if what == "list" {
 						return nil
 					}

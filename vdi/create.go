@@ -83,11 +83,16 @@ func (s *Service) unreserve(ctx context.Context, r catalog.Ref) {
 
 // copyMap makes a durable copy of a map. The map does not change meanwhile.
 func (s *Service) copyMap(ctx context.Context, src catalog.VDI, dst catalog.Ref) error {
+	r, ok := s.cfg.Catalog.Get(dst.VID)
+	if !ok || r.Ref != dst {
+		return fmt.Errorf("the map made in VDI %s was given up: %w", dst.VID, ErrStale)
+	}
+	policy := r.Policy // where src is: it is not moved while there is a reservation in its family
 	copied := 0
 	for i := range mapObjects(src.Objects()) {
 		err := s.cfg.Objects.Copy(ctx, object.CopyRequest{
 			Dst: object.NewID(object.KindMap, dst.VID, i), Src: object.NewID(object.KindMap, src.VID, i),
-			DstPolicy: src.Policy, SrcPolicy: src.Policy, SizeShift: mapShift,
+			DstPolicy: policy, SrcPolicy: policy, SizeShift: mapShift,
 			Volume: dst.VID, Generation: dst.Serial, // below any generation that the new VDI will have
 		})
 		switch {
@@ -100,7 +105,7 @@ func (s *Service) copyMap(ctx context.Context, src catalog.VDI, dst catalog.Ref)
 	if copied == 0 {
 		return nil
 	}
-	return s.sync(ctx, src.Policy, dst.VID)
+	return s.sync(ctx, policy, dst.VID)
 }
 
 // mapObjects is how many objects the map of that many objects has.

@@ -2,6 +2,7 @@ package vdi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"sheepdog/storage/object"
@@ -44,7 +45,8 @@ func (c *core) extentsAt(ctx context.Context, off, end int64, run *merger[Extent
 	}
 	inside := off & (c.objectSize() - 1)
 	k := min(end-off, c.objectSize()-inside)
-	_, e, err := c.lookUp(ctx, uint32(off>>c.shift))
+	index := uint32(off >> c.shift)
+	m, e, err := c.lookUp(ctx, index)
 	if err != nil {
 		return 0, false, err
 	}
@@ -54,7 +56,12 @@ func (c *core) extentsAt(ctx context.Context, off, end int64, run *merger[Extent
 		}
 		return k, run.add(Extent{Off: off, Len: k, Hole: true, Zero: true}), nil
 	}
-	list, err := c.s.cfg.Objects.Extents(ctx, c.policy, object.DataID(object.VID(e&ownerMask), uint32(off>>c.shift)), uint32(inside), uint32(k))
+	list, err := c.s.cfg.Objects.Extents(ctx, m.policy, object.DataID(object.VID(e&ownerMask), index), uint32(inside), uint32(k))
+	if err == nil || isMissing(err) {
+		if moved := c.s.unmoved(ctx, m.place()); moved != nil {
+			return c.again(moved)
+		}
+	}
 	switch {
 	case isMissing(err): // a power cut took it, or it was replaced just now
 		return k, run.add(Extent{Off: off, Len: k, Hole: e&unsettled != 0, Zero: e&unsettled != 0}), nil
@@ -68,6 +75,14 @@ func (c *core) extentsAt(ctx context.Context, off, end int64, run *merger[Extent
 		}
 	}
 	return k, true, nil
+}
+
+// again has what is asked object by object be asked anew if the objects were moved meanwhile: it adds nothing.
+func (c *core) again(err error) (int64, bool, error) {
+	if errors.Is(err, errMoved) {
+		return 0, true, nil
+	}
+	return 0, false, err
 }
 
 // Changed calls fn with consecutive extents that cover [off, off+n) and say what is not
@@ -186,14 +201,15 @@ func (c *core) compareAt(ctx context.Context, from *core, off, end int64, fn fun
 	index := uint32(off >> c.shift)
 	inside := off & (c.objectSize() - 1)
 	k := min(end-off, c.objectSize()-inside)
-	_, now, err := c.lookUp(ctx, index)
+	m, now, err := c.lookUp(ctx, index)
 	if err != nil {
 		return 0, false, err
 	}
 	now &= ownerMask
 	var then uint32
+	base := m
 	if from != nil && off-inside < from.size.Load() {
-		if _, then, err = from.lookUp(ctx, index); err != nil {
+		if base, then, err = from.lookUp(ctx, index); err != nil {
 			return 0, false, err
 		}
 		then &= ownerMask
@@ -210,25 +226,28 @@ func (c *core) compareAt(ctx context.Context, from *core, off, end int64, fn fun
 	if now == then {
 		return k, fn(off, k, false, now == 0), nil
 	}
-	a, err := c.sums(ctx, now, index)
+	a, err := c.s.sums(ctx, m, now, index)
 	if err != nil {
-		return 0, false, err
+		return c.again(err)
 	}
-	b, err := c.sums(ctx, then, index)
+	b, err := c.s.sums(ctx, base, then, index)
 	if err != nil {
-		return 0, false, err
+		return c.again(err)
 	}
 	return k, compareBlocks(off, inside, k, a, b, fn), nil
 }
 
-// sums returns the checksums of an object's blocks, nil for zeros.
-func (c *core) sums(ctx context.Context, owner uint32, index uint32) ([]uint64, error) {
+// sums returns the checksums of the blocks of an object that m has, nil for zeros.
+func (s *Service) sums(ctx context.Context, m *mapping, owner uint32, index uint32) ([]uint64, error) {
 	if owner == 0 {
 		return nil, nil
 	}
-	sums, err := c.s.cfg.Objects.Sums(ctx, c.policy, object.DataID(object.VID(owner), index))
+	sums, err := s.cfg.Objects.Sums(ctx, m.policy, object.DataID(object.VID(owner), index))
 	if isMissing(err) {
-		return nil, nil
+		sums, err = nil, nil
+	}
+	if err == nil {
+		err = s.unmoved(ctx, m.place())
 	}
 	return sums, err
 }

@@ -83,7 +83,7 @@ func (g *collector) failed(err error) {
 func (s *Service) GC() GCStatus {
 	st := GCStatus{Deleted: s.gc.deleted.Load(), Leftovers: s.gc.leftovers.Load(), Sweeping: s.gc.sweeping.Load()}
 	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
-		if !v.MapGone {
+		if !v.MapGone { // also of those that were moved
 			st.Pending++
 		}
 	}
@@ -132,7 +132,17 @@ func (s *Service) collectAll(ctx context.Context) {
 // collect frees what deleted VDIs and snapshots leave. It may be given up anywhere and
 // begun anew: objects go first, then maps, then the vids.
 func (s *Service) collect(ctx context.Context) error {
-	families := map[uint64]bool{}
+	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
+		if v.Move {
+			if err := s.removeCopy(ctx, v); err != nil {
+				return explain(err, "remove what %q had in policy %d", v.Name, v.Policy)
+			}
+		}
+	}
+	families := map[uint64]bool{} // that were collected, or are being moved
+	for _, v := range slices.Concat(s.cfg.Catalog.InState(catalog.Reserved), s.cfg.Catalog.InState(catalog.Deleted)) {
+		families[v.Family] = families[v.Family] || v.Move
+	}
 	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
 		if !v.MapGone && !families[v.Family] {
 			families[v.Family] = true
@@ -157,7 +167,7 @@ func (s *Service) collectOften(ctx context.Context, family uint64) (err error) {
 }
 
 // errChanged says that what was looked at is not what there is any more.
-var errChanged = fmt.Errorf("volumes were deleted meanwhile: %w", object.ErrUnavailable)
+var errChanged = fmt.Errorf("volumes were deleted or moved meanwhile: %w", object.ErrUnavailable)
 
 // forgotten is after how long a reservation of another node, which may be gone, is given up.
 const forgotten = 24 * time.Hour
@@ -170,7 +180,7 @@ func (s *Service) cancelForgotten(ctx context.Context) error {
 	defer s.makingMu.Unlock()
 	for _, v := range s.cfg.Catalog.InState(catalog.Reserved) {
 		mine := v.By != nil && v.By.Name == me.Name
-		if s.making[v.Ref] || !mine && (!s.leading() || s.now().Sub(v.Created) < forgotten) {
+		if s.making[v.Ref] || !mine && (!s.leading() || s.now().Sub(v.Created) < forgotten && s.mayBeUp(v.By)) {
 			continue
 		}
 		if _, err := s.propose(ctx, catalog.Command{Cancel: &catalog.Cancel{Ref: v.Ref}}); err != nil {
@@ -209,6 +219,7 @@ func (m *member) noteOwners(used map[object.VID]bool) {
 func (s *Service) family(id uint64) (live, dead []*member, held []catalog.Ref) {
 	for _, v := range s.cfg.Catalog.Family(id) {
 		switch {
+		case v.Move: // its objects are others'
 		case v.State == catalog.Live:
 			live = append(live, &member{VDI: v})
 		case v.State == catalog.Deleted && v.MapGone:
@@ -275,6 +286,11 @@ func (s *Service) anyMap(ctx context.Context, n uint32, lists ...[]*member) (boo
 	for _, list := range lists {
 		for _, m := range list {
 			_, err := s.cfg.Objects.Stat(ctx, m.Policy, object.NewID(object.KindMap, m.VID, n))
+			if isMissing(err) {
+				if moved := s.unmoved(ctx, placeOf(m.VDI)); moved != nil {
+					return false, moved
+				}
+			}
 			if err == nil || !isMissing(err) {
 				return true, err
 			}
@@ -291,7 +307,7 @@ func (s *Service) collectPiece(ctx context.Context, number uint32, piece int, li
 			if m.entries == nil {
 				m.entries = make([]byte, piece)
 			}
-			err := s.readMap(ctx, m.Policy, m.VID, number, m.entries)
+			err := s.readMap(ctx, m.VDI, number, m.entries)
 			if m.empty = err != nil; m.empty && !isMissing(err) {
 				return err
 			}
@@ -320,7 +336,7 @@ func (s *Service) collectPiece(ctx context.Context, number uint32, piece int, li
 type doomed struct {
 	policy object.PolicyID
 	list   []object.DeleteRequest
-	live   map[catalog.Ref]bool // the maps that were looked at
+	live   map[place]bool // the maps that were looked at
 }
 
 // add notes an object whose vid has that generation.
@@ -331,9 +347,9 @@ func (d *doomed) add(id object.ID, generation uint64) {
 func (d *doomed) looked(list ...catalog.VDI) {
 	for _, v := range list {
 		if d.live == nil {
-			d.live = map[catalog.Ref]bool{}
+			d.live = map[place]bool{}
 		}
-		d.live[v.Ref] = true
+		d.live[placeOf(v)] = true
 	}
 }
 
@@ -367,13 +383,13 @@ func (s *Service) removeObjects(ctx context.Context, d *doomed) error {
 	return nil
 }
 
-// areLive fails with errChanged unless all of these are VDIs or snapshots still.
-func (s *Service) areLive(ctx context.Context, refs iter.Seq[catalog.Ref]) error {
+// areLive fails with errChanged unless all of these are VDIs or snapshots still, and where they were.
+func (s *Service) areLive(ctx context.Context, list iter.Seq[place]) error {
 	if err := s.catchUp(ctx); err != nil {
 		return err
 	}
-	for r := range refs {
-		if v, ok := s.cfg.Catalog.Get(r.VID); !ok || v.Ref != r || v.State != catalog.Live {
+	for p := range list {
+		if v, ok := s.cfg.Catalog.Get(p.ref.VID); !ok || placeOf(v) != p || v.State != catalog.Live {
 			return errChanged
 		}
 	}
@@ -381,9 +397,9 @@ func (s *Service) areLive(ctx context.Context, refs iter.Seq[catalog.Ref]) error
 }
 
 func (s *Service) stillLive(ctx context.Context, list []*member) error {
-	return s.areLive(ctx, func(yield func(catalog.Ref) bool) {
+	return s.areLive(ctx, func(yield func(place) bool) {
 		for _, m := range list {
-			if !yield(m.Ref) {
+			if !yield(placeOf(m.VDI)) {
 				return
 			}
 		}
@@ -463,7 +479,7 @@ func (s *Service) liveOf(family uint64) []catalog.VDI {
 func (s *Service) referenced(ctx context.Context, live []catalog.VDI, owner object.VID, index uint32) (bool, error) {
 	var b [4]byte
 	for _, v := range live {
-		err := s.do(ctx, entryRead(v, index, b[:]))
+		err := s.doAt(ctx, entryRead(v, index, b[:]), placeOf(v))
 		if err != nil && !isMissing(err) {
 			return false, err
 		}

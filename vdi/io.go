@@ -235,7 +235,7 @@ func (c *core) readBy(p *part, m *mapping, e uint32) {
 	}
 	p.mapping, p.entry, p.stripe = m, e, nil
 	p.req = object.Request{
-		Op: object.OpRead, ID: object.DataID(owner, p.index), Policy: c.policy, SizeShift: c.shift,
+		Op: object.OpRead, ID: object.DataID(owner, p.index), Policy: m.policy, SizeShift: c.shift,
 		Off: p.off, Len: p.n, Data: p.data, Volume: m.vid(), Generation: m.under, Done: partDone,
 	}
 	c.s.cfg.Objects.Submit(&p.req)
@@ -276,7 +276,7 @@ func (c *core) readMissing(p *part, err error) {
 	switch {
 	case lookErr != nil:
 		c.finish(p, lookErr)
-	case (m.ref != p.mapping.ref || e&(ownerMask|unsettled) != p.entry&(ownerMask|unsettled)) && p.tries < lookAttempts:
+	case (m.place() != p.mapping.place() || e&(ownerMask|unsettled) != p.entry&(ownerMask|unsettled)) && p.tries < lookAttempts:
 		p.tries++
 		c.readBy(p, m, e)
 		c.s.cfg.Objects.Kick()
@@ -334,17 +334,17 @@ func (c *core) write(p *part) {
 		return
 	}
 	p.mapping, p.entry, p.stripe = m, e, s
-	c.fill(p, m.vid(), generation)
+	c.fill(p, m, generation)
 	p.req.Done = partDone
 	c.s.cfg.Objects.Submit(&p.req)
 }
 
 // fill makes the object request of a part that changes the volume's own object.
-func (c *core) fill(p *part, vid object.VID, generation uint64) {
+func (c *core) fill(p *part, m *mapping, generation uint64) {
 	r := p.parent
 	p.req = object.Request{
-		ID: object.DataID(vid, p.index), Policy: c.policy, SizeShift: c.shift, Off: p.off, Len: p.n,
-		Volume: vid, Generation: generation,
+		ID: object.DataID(m.vid(), p.index), Policy: m.policy, SizeShift: c.shift, Off: p.off, Len: p.n,
+		Volume: m.vid(), Generation: generation,
 	}
 	switch r.Op {
 	case OpWrite:
@@ -384,6 +384,7 @@ func partDone(req *object.Request) {
 		if err == nil && c.emptied(p) {
 			c.noteEmpty(p.index)
 		}
+		c.touched(p.req.ID)
 		p.stripe.leave()
 		if err != nil && errors.Is(err, object.ErrStale) {
 			c.disown(p.mapping)
@@ -431,7 +432,8 @@ func (c *core) flush(r *Request) {
 	r.span.left = 1
 	p := &r.span.one
 	p.parent, p.flushes, p.index, p.off, p.n = r, list, 0, 0, 0
-	p.req = object.Request{Op: object.OpSync, Policy: c.policy, Volume: c.mapping.Load().vid(), Done: partDone}
+	m := c.mapping.Load()
+	p.req = object.Request{Op: object.OpSync, Policy: m.policy, Volume: m.vid(), Done: partDone}
 	if r.Op != OpFlush {
 		p.req.Done = func(q *object.Request) { c.flushed(p, q.Err) }
 	}

@@ -37,7 +37,7 @@ func (c *core) lookUp(ctx context.Context, index uint32) (*mapping, uint32, erro
 				return nil, 0, err
 			}
 		}
-		m = c.mapping.Load()
+		m = c.renewed()
 		if c.trusts(m) {
 			var ok bool
 			if e, ok = m.lookup(index); !ok {
@@ -70,8 +70,8 @@ func (c *core) peek(ctx context.Context, index uint32) (*mapping, uint32, error)
 	var b [4]byte
 	r := entryRead(v, index, b[:])
 	r.Volume, r.Generation = v.VID, v.Generation
-	m := &mapping{ref: v.Ref, under: v.Generation}
-	if err = c.s.do(ctx, r); errors.Is(err, object.ErrNotFound) {
+	m := &mapping{ref: v.Ref, policy: v.Policy, moves: v.Moves, under: v.Generation}
+	if err = c.s.doAt(ctx, r, placeOf(v)); errors.Is(err, object.ErrNotFound) {
 		return m, 0, nil
 	}
 	if err != nil {
@@ -98,7 +98,7 @@ func (c *core) holesAfter(ctx context.Context, off, n, end int64) (int64, error)
 	r := mapRead(v.Policy, v.VID, index/pageEntries, b[:])
 	r.Volume, r.Generation = v.VID, v.Generation
 	run := int64(pageEntries - index%pageEntries)
-	switch err := c.s.do(ctx, r); {
+	switch err := c.s.doAt(ctx, r, placeOf(v)); {
 	case errors.Is(err, object.ErrStale): // asked anew with the next object
 		return n, nil
 	case errors.Is(err, object.ErrNotFound):

@@ -172,8 +172,10 @@ func (m *model) step() {
 		delete(m.content, name)
 	case k < 92:
 		m.deleteSnapshot(name)
-	case k < 95:
+	case k < 94:
 		m.closeVolume(name)
+	case k < 97:
+		m.alter(name)
 	default:
 		m.must(m.service.Collect(ctx))
 	}
@@ -277,6 +279,27 @@ func (m *model) resize(name string, h history) {
 	copy(next, h)
 	m.content[name] = next
 	m.closeVolume(name)
+}
+
+// alter gives a VDI and its family another number of copies. All of it is durable then.
+func (m *model) alter(name string) {
+	copies := 1 + m.rng.IntN(vditest.MaxCopies)
+	m.note("alter %s to %d copies", name, copies)
+	family, err := m.service.Family(ctx, name)
+	m.must(err)
+	a, err := m.service.AlterCopies(ctx, name, copies, nil, nil)
+	m.must(err)
+	if len(a.Volumes) != len(family) {
+		m.fail("alter %s: %d VDIs and snapshots are concerned, there were %d", name, len(a.Volumes), len(family))
+	}
+	for _, i := range a.Volumes {
+		if i.Copies != copies {
+			m.fail("%s@%s has %d copies, want %d", i.Name, i.Tag, i.Copies, copies)
+		}
+		if h := m.content[i.Name]; !i.Snapshot && a.From != a.To {
+			h.settled()
+		}
+	}
 }
 
 func (m *model) deleteSnapshot(name string) {
@@ -390,7 +413,7 @@ func TestConcurrent(t *testing.T) {
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for k := range 8 {
-		wg.Go(func() { submitter(t, s, k, stop) })
+		wg.Go(func() { submitter(t, s, k, stop, 0) })
 	}
 	deadline := time.Now().Add(3 * time.Second)
 	for n := 0; time.Now().Before(deadline); n++ {
@@ -408,8 +431,8 @@ func TestConcurrent(t *testing.T) {
 	wg.Wait()
 }
 
-// submitter writes its own stripe of the volume and reads it back.
-func submitter(t *testing.T, s *vdi.Service, k int, stop chan struct{}) {
+// submitter writes its own stripe of the volume and reads it back, with waits in between.
+func submitter(t *testing.T, s *vdi.Service, k int, stop chan struct{}, wait time.Duration) {
 	v, err := s.Open(ctx, "v", "", vdi.OpenOptions{Client: fmt.Sprint("submitter ", k)})
 	if err != nil {
 		t.Error(err)
@@ -424,6 +447,9 @@ func submitter(t *testing.T, s *vdi.Service, k int, stop chan struct{}) {
 		case <-stop:
 			return
 		default:
+		}
+		if wait > 0 {
+			time.Sleep(wait)
 		}
 		off := int64(rng.IntN(300))*24000 + int64(k)*3000
 		switch rng.IntN(10) {

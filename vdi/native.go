@@ -216,7 +216,7 @@ func (s *Service) readMapOnce(ctx context.Context, v catalog.VDI, first uint32, 
 		n := min(int64(len(buf)), left*4, (inside+count-done+pageEntries-1)/pageEntries*object.BlockSize)
 		r := mapRead(v.Policy, v.VID, uint32(at/pageEntries), buf[:n])
 		r.Volume, r.Generation = v.VID, v.Generation
-		err := s.do(ctx, r)
+		err := s.doAt(ctx, r, placeOf(v))
 		if errors.Is(err, object.ErrNotFound) {
 			clear(buf[:n])
 			err = nil
@@ -243,6 +243,9 @@ func (s *Service) Holder(ctx context.Context, vid object.VID, index uint32) (obj
 	}
 	for _, w := range s.liveOf(v.Family) {
 		used, err := s.referenced(ctx, []catalog.VDI{w}, vid, index)
+		if errors.Is(err, errMoved) {
+			return s.Holder(ctx, vid, index)
+		}
 		if err != nil {
 			return 0, explain(err, "look for who uses object %d of VDI %s", index, vid)
 		}

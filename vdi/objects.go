@@ -3,8 +3,10 @@ package vdi
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 
 	"sheepdog/storage/object"
+	"sheepdog/vdi/catalog"
 )
 
 // ObjectInfo tells about one object of a volume.
@@ -25,7 +27,7 @@ func (s *Service) Objects(ctx context.Context, name, tag string, fn func(ObjectI
 		return explain(err, "list the objects of a volume")
 	}
 	stopped := false
-	err = s.walkMap(ctx, v.Policy, v.VID, v.Objects(), func(first uint32, entries []byte) error {
+	err = s.walkMap(ctx, v, v.Objects(), func(first uint32, entries []byte) error {
 		for i := 0; i < len(entries) && !stopped; i += 4 {
 			owner := object.VID(binary.LittleEndian.Uint32(entries[i:]) & ownerMask)
 			if owner == 0 {
@@ -33,7 +35,8 @@ func (s *Service) Objects(ctx context.Context, name, tag string, fn func(ObjectI
 			}
 			o := ObjectInfo{Index: first + uint32(i/4), Owner: owner, Policy: v.Policy}
 			o.ID = object.DataID(owner, o.Index)
-			info, err := s.cfg.Objects.Stat(ctx, v.Policy, o.ID)
+			info, err := s.statOf(ctx, &v, o.ID)
+			o.Policy = v.Policy
 			if o.Missing = isMissing(err); err != nil && !o.Missing {
 				return err
 			}
@@ -43,4 +46,19 @@ func (s *Service) Objects(ctx context.Context, name, tag string, fn func(ObjectI
 		return ctx.Err()
 	})
 	return explain(err, "list the objects of %q", name)
+}
+
+// statOf is Stat of an object that v's map names. If v has been moved, that is noted.
+func (s *Service) statOf(ctx context.Context, v *catalog.VDI, id object.ID) (object.Info, error) {
+	for {
+		info, err := s.cfg.Objects.Stat(ctx, v.Policy, id)
+		if !isMissing(err) || !errors.Is(s.unmoved(ctx, placeOf(*v)), errMoved) {
+			return info, err
+		}
+		now, ok := s.cfg.Catalog.Get(v.VID)
+		if !ok || now.Ref != v.Ref {
+			return info, err
+		}
+		v.Policy, v.Moves = now.Policy, now.Moves
+	}
 }

@@ -155,8 +155,13 @@ func (c *core) ask(ctx context.Context, hold time.Duration) error {
 	v, me, m := before, c.s.self(), c.mapping.Load()
 	mine := v.Owner != nil && *v.Owner == me
 	c.mu.Lock()
-	doubted := c.doubted
+	doubted, unsure := c.doubted, c.unsure
 	c.mu.Unlock()
+	if mine && unsure {
+		if _, err := c.s.propose(ctx, catalog.Command{Release: &catalog.Release{Ref: v.Ref, Generation: v.Generation}}); err != nil {
+			return err
+		}
+	}
 	if !mine || doubted || hold >= adminHold {
 		acquire := catalog.Acquire{Ref: v.Ref, By: me, Since: v.Generation, At: c.s.now(), Hold: hold}
 		res, err := c.s.propose(ctx, catalog.Command{Acquire: &acquire})
@@ -172,7 +177,7 @@ func (c *core) ask(ctx context.Context, hold time.Duration) error {
 	done, _ := c.s.taken.Load(v.Ref)
 	kept := v.Ref == m.ref && m.under == v.Generation && done == v.Generation
 	if kept {
-		m = &mapping{table: m.table, ref: m.ref, under: m.under}
+		m = &mapping{table: m.table, ref: m.ref, policy: m.policy, moves: m.moves, under: m.under}
 	} else {
 		fresh := !mine && before.Owner == nil && len(before.Previous) == 0
 		if err := c.takeOver(ctx, v, fresh); err != nil {
@@ -223,7 +228,7 @@ func (c *core) adopt(m *mapping, v catalog.VDI, keepBook bool) {
 		c.s.lost(m)
 	}
 	c.mu.Lock()
-	c.doubted = false
+	c.doubted, c.unsure = false, false
 	if !keepBook {
 		c.book = book{}
 	}

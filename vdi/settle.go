@@ -153,7 +153,7 @@ func (c *core) lookForObject(ctx context.Context, m *mapping, index uint32, p *p
 	if e != uint32(m.vid())|unsettled|volatile {
 		return nil
 	}
-	_, err := c.s.cfg.Objects.Stat(ctx, c.policy, object.DataID(m.vid(), index))
+	_, err := c.s.cfg.Objects.Stat(ctx, m.policy, object.DataID(m.vid(), index))
 	if err != nil && !errors.Is(err, object.ErrNotFound) {
 		return err
 	}
@@ -178,7 +178,7 @@ func (c *core) scan(ctx context.Context, m *mapping) error {
 	if scanned {
 		return nil
 	}
-	err := c.s.walkMap(ctx, c.policy, m.vid(), c.objects(), func(first uint32, entries []byte) error {
+	err := c.s.walkMap(ctx, catalog.VDI{Ref: m.ref, Policy: m.policy, Moves: m.moves}, c.objects(), func(first uint32, entries []byte) error {
 		for at := 0; at < len(entries); at += object.BlockSize {
 			if hasUnsettled(entries[at : at+object.BlockSize]) {
 				if _, err := c.page(ctx, m, first+uint32(at/4)); err != nil {
@@ -211,15 +211,15 @@ func (c *core) objects() int64 { return (c.size.Load() + c.objectSize() - 1) >> 
 // walkPiece is how much of a map walkMap reads at a time, in bytes.
 const walkPiece = 256 << 10
 
-// walkMap calls fn with the stored entries of a map that has count objects, piece by
+// walkMap calls fn with the stored entries of v's map, which has count objects, piece by
 // piece, each a number of whole pages, from the index first on. It passes over map
 // objects that do not exist. fn must not keep entries.
-func (s *Service) walkMap(ctx context.Context, policy object.PolicyID, vid object.VID, count int64, fn func(first uint32, entries []byte) error) error {
+func (s *Service) walkMap(ctx context.Context, v catalog.VDI, count int64, fn func(first uint32, entries []byte) error) error {
 	buf := make([]byte, min(walkPiece, (count+pageEntries-1)/pageEntries*object.BlockSize))
 	for index := int64(0); index < count; {
 		left := min(count-index, 1<<indexShift-index&(1<<indexShift-1)) // in this map object
 		n := min(int64(len(buf)), (left+pageEntries-1)/pageEntries*object.BlockSize)
-		err := s.readMap(ctx, policy, vid, uint32(index/pageEntries), buf[:n])
+		err := s.readMap(ctx, v, uint32(index/pageEntries), buf[:n])
 		if errors.Is(err, object.ErrNotFound) {
 			index += left
 			continue
@@ -298,7 +298,7 @@ func (c *core) makeHole(ctx context.Context, m *mapping, index uint32, p *page) 
 	if slot.Load() != uint32(m.vid()) {
 		return false, nil // a later discard, or the sweep, will come by
 	}
-	info, err := c.s.cfg.Objects.Stat(ctx, c.policy, object.DataID(m.vid(), index))
+	info, err := c.s.cfg.Objects.Stat(ctx, m.policy, object.DataID(m.vid(), index))
 	if err != nil || info.Allocated > 0 {
 		return false, err
 	}
@@ -324,7 +324,7 @@ func (c *core) removeOrphans(ctx context.Context) error {
 		return nil
 	}
 	live := c.s.liveOf(c.family)
-	d := doomed{policy: c.policy}
+	d := doomed{policy: c.mapping.Load().policy}
 	d.looked(live...)
 	for _, o := range list {
 		used, err := c.s.referenced(ctx, live, o.owner, o.index)

@@ -83,7 +83,7 @@ func (c *core) snapshotOwned(ctx context.Context, tag, identity string) (catalog
 	if err := c.s.fence(ctx, taken); err != nil && !errors.Is(err, object.ErrStale) { // or it is deleted already
 		return catalog.VDI{}, fmt.Errorf("the snapshot was taken, but other nodes may not know it: %w", err)
 	}
-	next := &mapping{table: m.table, ref: ref, under: res.VDI.Generation}
+	next := &mapping{table: m.table, ref: ref, policy: res.VDI.Policy, moves: res.VDI.Moves, under: res.VDI.Generation}
 	c.s.taken.Store(ref, next.under)
 	c.adopt(next, *res.VDI, true)
 	return taken, nil

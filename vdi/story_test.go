@@ -43,9 +43,9 @@ type chapter struct {
 
 // told is what has come of it.
 type told struct {
-	Stories, Operations, Snapshots, Kills int
-	Seed                                  uint64 // that failed
-	Failure                               string
+	Stories, Operations, Snapshots, Altered, Kills int
+	Seed                                           uint64 // that failed
+	Failure                                        string
 }
 
 const toldMark = "told: "
@@ -120,13 +120,14 @@ func TestSimulation(t *testing.T) {
 		all.Stories += o.Stories
 		all.Operations += o.Operations
 		all.Snapshots += o.Snapshots
+		all.Altered += o.Altered
 		all.Kills += o.Kills
 		if o.Failure != "" {
 			t.Errorf("seed %d: %s\n(go test ./vdi -run Simulation -vdi.seed %d)", o.Seed, o.Failure, o.Seed)
 		}
 	}
-	t.Logf("%d stories, %d operations, %d snapshots, %d gateways killed", all.Stories, all.Operations, all.Snapshots, all.Kills)
-	if !t.Failed() && *storySeeds >= 20 && (all.Operations < 100*all.Stories || all.Snapshots < all.Stories || all.Kills == 0) {
+	t.Logf("%d stories, %d operations, %d snapshots, %d times other copies, %d gateways killed", all.Stories, all.Operations, all.Snapshots, all.Altered, all.Kills)
+	if !t.Failed() && *storySeeds >= 20 && (all.Operations < 100*all.Stories || all.Snapshots < all.Stories || all.Altered < all.Stories/4 || all.Kills == 0) {
 		t.Error("too little happened")
 	}
 }
@@ -142,6 +143,8 @@ type tale struct {
 	clients sync.WaitGroup
 	kills   int
 	shots   int
+	altered int
+	calm    bool          // only the first gateway's clients write
 	wait    time.Duration // of a client between operations, at most
 	rest    time.Duration // between snapshots, at most
 	used    int           // registers
@@ -164,6 +167,7 @@ func tell(t *testing.T, seed uint64, o *told) (failure string) {
 		o.Stories++
 		o.Operations += s.count
 		o.Snapshots += s.shots
+		o.Altered += s.altered
 		o.Kills += s.kills
 	})
 	return failure
@@ -188,6 +192,7 @@ func (s *tale) run(t *testing.T) {
 	c.Lease = pick(2*time.Millisecond, 5*time.Millisecond)
 	c.Rough, c.SlowMaps = rng.IntN(2) == 0, rng.IntN(2) == 0
 	s.cluster, s.wait, s.rest = c, pick(0, 0, 2*time.Millisecond), pick(5*time.Millisecond, 15*time.Millisecond, 40*time.Millisecond)
+	s.calm = rng.IntN(2) == 0
 	s.used = 1 + rng.IntN(registers/2)*rng.IntN(3)
 	c.Config = func(cfg *vdi.Config) { cfg.ResendWithin = time.Minute } // that old writes fail has a test of its own
 	for _, n := range gatewayNames {
@@ -201,7 +206,7 @@ func (s *tale) run(t *testing.T) {
 	for i := range s.gateways {
 		s.serve(i, rng.Uint64())
 	}
-	for _, fn := range []func(*rand.Rand){s.snapshots, s.stops, s.kill} {
+	for _, fn := range []func(*rand.Rand){s.snapshots, s.stops, s.kill, s.alters} {
 		own := rand.New(rand.NewPCG(rng.Uint64(), 1))
 		work.Go(func() { fn(own) })
 	}
@@ -239,7 +244,7 @@ func (s *tale) serve(i int, seed uint64) {
 	g := s.gateway(i)
 	for k := range uint64(2) {
 		s.clients.Go(func() {
-			if err := s.client(g, rand.New(rand.NewPCG(seed, k))); err != nil && !g.Killed() {
+			if err := s.client(g, rand.New(rand.NewPCG(seed, k)), s.calm && i > 0); err != nil && !g.Killed() {
 				s.fail("through %s: %v", g.Name, err)
 			}
 		})
@@ -255,7 +260,7 @@ func (s *tale) over() bool {
 	}
 }
 
-func (s *tale) client(g *vditest.Gateway, rng *rand.Rand) error {
+func (s *tale) client(g *vditest.Gateway, rng *rand.Rand, reads bool) error {
 	g.CatchUp()
 	v, err := g.Open(ctx, "v", "", vdi.OpenOptions{Client: "story"})
 	if err != nil {
@@ -265,7 +270,7 @@ func (s *tale) client(g *vditest.Gateway, rng *rand.Rand) error {
 		if s.wait > 0 {
 			time.Sleep(time.Duration(rng.Int64N(int64(s.wait))))
 		}
-		if err := s.operate(v, rng); err != nil {
+		if err := s.operate(v, rng, reads); err != nil {
 			return err
 		}
 		if rng.IntN(50) == 0 {
@@ -308,11 +313,11 @@ func (s *tale) note(n int, err error, list ...operation) {
 	}
 }
 
-func (s *tale) operate(v *vdi.Volume, rng *rand.Rand) (err error) {
+func (s *tale) operate(v *vdi.Volume, rng *rand.Rand, reads bool) (err error) {
 	n, begin, p := rng.IntN(s.used), s.tick(), make([]byte, 512)
 	read, write := operation{begin: begin}, operation{write: true, begin: begin}
 	switch k := rng.IntN(12); {
-	case k < 7:
+	case reads || k < 7:
 		_, err = v.ReadAt(ctx, p, register(n))
 		read.value = binary.LittleEndian.Uint32(p)
 		s.note(n, err, read)
@@ -382,6 +387,23 @@ func (s *tale) snapshots(rng *rand.Rand) {
 	}
 }
 
+// alters changes how many copies the VDI has, which is refused if others write it.
+func (s *tale) alters(rng *rand.Rand) {
+	for s.nap(rng, 60*time.Millisecond) {
+		g := s.gateway(0)
+		if !s.calm {
+			g = s.gateway(rng.IntN(len(gatewayNames)))
+		}
+		_, err := g.AlterCopies(ctx, "v", 1+rng.IntN(vditest.MaxCopies), nil, nil)
+		switch {
+		case err == nil:
+			s.altered++
+		case !g.Killed() && !errors.Is(err, vdi.ErrBusy) && !errors.Is(err, vdi.ErrStale) && !errors.Is(err, vdi.ErrUnavailable):
+			s.fail("through %s: %v", g.Name, err)
+		}
+	}
+}
+
 // stops stops gateways, for longer than their lease or shorter.
 func (s *tale) stops(rng *rand.Rand) {
 	for s.nap(rng, 40*time.Millisecond) {
@@ -434,6 +456,19 @@ func (s *tale) finish() {
 	for n, ops := range s.ops {
 		if why := linearizable(ops); why != "" {
 			s.fail("register %d: %s", n, why)
+		}
+	}
+	g := s.gateways[0]
+	if err := errors.Join(g.Collect(ctx), g.Sweep(ctx), g.Collect(ctx)); err != nil {
+		s.fail("collect: %v", err)
+	}
+	if v, err := g.Catalog.Find("v", ""); err != nil {
+		s.fail("%v", err)
+	} else {
+		for p := vditest.Policy; p < vditest.Policy+vditest.MaxCopies; p++ {
+			if ids := s.cluster.Objects.In(p); p != v.Policy && len(ids) > 0 {
+				s.fail("policy %d, which is not the VDI's, has %v", p, ids)
+			}
 		}
 	}
 	r, err := s.gateways[0].Check(ctx, "v", false, nil)

@@ -16,11 +16,7 @@ const sweepBatch = 1 << 16
 func (s *Service) Sweep(ctx context.Context) error {
 	s.gc.sweeping.Store(true)
 	defer s.gc.sweeping.Store(false)
-	policies := s.cfg.Catalog.Policies()
-	if p := s.cfg.DefaultPolicy(); !slices.Contains(policies, p) {
-		policies = append(policies, p)
-	}
-	for _, p := range policies {
+	for _, p := range s.policies() {
 		if err := s.sweepPolicy(ctx, p); err != nil {
 			return explain(err, "sweep")
 		}
@@ -34,13 +30,28 @@ func (s *Service) Sweep(ctx context.Context) error {
 	return nil
 }
 
+// policies are those that may have objects.
+func (s *Service) policies() []object.PolicyID {
+	list := s.cfg.Catalog.Policies()
+	more := []object.PolicyID{s.cfg.DefaultPolicy()}
+	if s.cfg.Policies != nil {
+		more = append(more, s.cfg.Policies()...)
+	}
+	for _, p := range more {
+		if !slices.Contains(list, p) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
 func (s *Service) sweepPolicy(ctx context.Context, policy object.PolicyID) error {
 	var batch []object.ID
 	flush := func() error {
 		slices.Sort(batch) // by VDI, then by index
 		d := doomed{policy: policy}
 		for _, id := range batch {
-			if _, err := s.sweepObject(ctx, id, &d, true); err != nil {
+			if _, err := s.sweepObject(ctx, id, &d, true); err != nil && !errors.Is(err, errMoved) {
 				return err
 			}
 		}
@@ -66,6 +77,9 @@ func (s *Service) sweepPolicy(ctx context.Context, policy object.PolicyID) error
 
 // leftover reports whether no map names an object, and removes it then if it shall.
 func (s *Service) leftover(ctx context.Context, policy object.PolicyID, id object.ID, remove bool) (bool, error) {
+	if v, ok := s.cfg.Catalog.Get(id.VID()); ok && v.Policy != policy {
+		return s.misplaced(ctx, v, policy, remove)
+	}
 	if v, ok := s.cfg.Catalog.Get(id.VID()); ok && v.State == catalog.Live && !v.Snapshot {
 		return s.sweepWorking(ctx, v, id, remove)
 	}
@@ -94,6 +108,10 @@ func (s *Service) sweepObject(ctx context.Context, id object.ID, d *doomed, remo
 		}
 		v, ok = s.cfg.Catalog.Get(id.VID())
 		s.log.Info("found objects of no VDI", "vid", id.VID(), "adopted", res.Refusal == "" && ok)
+	}
+	if ok && v.Policy != d.policy {
+		_, err := s.misplaced(ctx, v, d.policy, remove)
+		return false, err
 	}
 	switch {
 	case !ok || v.State == catalog.Reserved || kind == object.KindMap:
@@ -142,21 +160,22 @@ func (s *Service) sweepWorking(ctx context.Context, v catalog.VDI, id object.ID,
 	st.close()
 	defer st.open()
 	m := c.mapping.Load()
-	if m.ref != v.Ref || m.generation.Load() == 0 {
+	if m.ref != v.Ref || m.policy != v.Policy || m.generation.Load() == 0 {
 		return false, nil
 	}
 	p, err := c.page(ctx, m, id.Index())
 	if err != nil || object.VID(p.entries[id.Index()%pageEntries].Load()&ownerMask) == v.VID {
 		return false, err
 	}
-	if _, err := s.cfg.Objects.Stat(ctx, c.policy, id); isMissing(err) {
+	if _, err := s.cfg.Objects.Stat(ctx, m.policy, id); isMissing(err) {
 		return false, nil
 	}
 	if !remove {
 		return true, nil
 	}
 	s.gc.leftovers.Add(1)
-	d := doomed{policy: c.policy}
+	defer c.touched(id)
+	d := doomed{policy: m.policy}
 	d.add(id, m.under)
 	return true, s.removeObjects(ctx, &d)
 }
@@ -170,6 +189,9 @@ func (s *Service) freeHeld(ctx context.Context) error {
 			continue
 		}
 		families[v.Family] = true
+		if s.moving(v.Family) {
+			continue // it is not known here what is free
+		}
 		if err := s.freeHeldOf(ctx, v.Family); err != nil {
 			return err
 		}
@@ -181,7 +203,7 @@ func (s *Service) freeHeldOf(ctx context.Context, family uint64) error {
 	live, _, held := s.family(family)
 	used := map[object.VID]bool{}
 	for _, m := range live {
-		err := s.walkMap(ctx, m.Policy, m.VID, m.MaxObjects(), func(_ uint32, entries []byte) error {
+		err := s.walkMap(ctx, m.VDI, m.MaxObjects(), func(_ uint32, entries []byte) error {
 			(&member{entries: entries}).noteOwners(used)
 			return nil
 		})

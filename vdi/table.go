@@ -81,12 +81,14 @@ func (t *table) lookup(index uint32) (uint32, bool) {
 type mapping struct {
 	*table     // nil if nothing may be remembered of the map: see core.lookUp
 	ref        catalog.Ref
+	policy     object.PolicyID
+	moves      uint64        // see catalog.VDI
 	under      uint64        // generation that requests carry
 	generation atomic.Uint64 // under, or 0: this node does not own the VDI
 }
 
 func newMapping(v catalog.VDI) *mapping {
-	return &mapping{table: new(table), ref: v.Ref, under: v.Generation}
+	return &mapping{table: new(table), ref: v.Ref, policy: v.Policy, moves: v.Moves, under: v.Generation}
 }
 
 func (m *mapping) vid() object.VID { return m.ref.VID }
@@ -130,9 +132,9 @@ func (t *table) directory(n uint32) *directory {
 
 func (c *core) load(ctx context.Context, m *mapping, d *directory, number uint32, p *page) (found []uint32, err error) {
 	var b [object.BlockSize]byte
-	r := mapRead(c.policy, m.vid(), number, b[:])
+	r := mapRead(m.policy, m.vid(), number, b[:])
 	r.Volume, r.Generation = m.vid(), m.under
-	err = c.s.do(ctx, r)
+	err = c.s.doAt(ctx, r, m.place())
 	switch {
 	case errors.Is(err, object.ErrNotFound):
 		d.absent.Store(true)
@@ -156,8 +158,8 @@ func (c *core) load(ctx context.Context, m *mapping, d *directory, number uint32
 
 // readMap reads len(b) bytes of a map from the given page on, all in one map object.
 // object.ErrNotFound stands for an empty map object.
-func (s *Service) readMap(ctx context.Context, policy object.PolicyID, vid object.VID, number uint32, b []byte) error {
-	return s.do(ctx, mapRead(policy, vid, number, b))
+func (s *Service) readMap(ctx context.Context, v catalog.VDI, number uint32, b []byte) error {
+	return s.doAt(ctx, mapRead(v.Policy, v.VID, number, b), placeOf(v))
 }
 
 func mapRead(policy object.PolicyID, vid object.VID, number uint32, b []byte) *object.Request {
@@ -179,6 +181,18 @@ func (s *Service) do(ctx context.Context, r *object.Request) error {
 	s.cfg.Objects.Kick()
 	<-done
 	return r.Err
+}
+
+// doAt is do for reading an object of a VDI or snapshot that is there. What is not found is not there: it was not moved.
+// Nor is what is read without a generation a copy that is being made.
+func (s *Service) doAt(ctx context.Context, r *object.Request, at place) error {
+	err := s.do(ctx, r)
+	if isMissing(err) || err == nil && r.Generation == 0 {
+		if moved := s.unmoved(ctx, at); moved != nil {
+			return moved
+		}
+	}
+	return err
 }
 
 // sync makes everything durable that this node has completed for a volume before; for
@@ -255,13 +269,14 @@ func (c *core) writePage(ctx context.Context, m *mapping, number uint32, b []byt
 		return errDisowned
 	}
 	r := &object.Request{
-		Op: object.OpWrite, ID: object.NewID(object.KindMap, m.vid(), number/pagesPerObject), Policy: c.policy, SizeShift: mapShift,
+		Op: object.OpWrite, ID: object.NewID(object.KindMap, m.vid(), number/pagesPerObject), Policy: m.policy, SizeShift: mapShift,
 		Off: number % pagesPerObject * object.BlockSize, Len: uint32(len(b)), Data: b, Volume: m.vid(), Generation: m.under,
 	}
 	if fua {
 		r.Flags = object.FlagFUA
 	}
 	err := c.s.do(ctx, r)
+	c.touched(r.ID)
 	if errors.Is(err, object.ErrStale) {
 		c.disown(m)
 	}

@@ -3,6 +3,7 @@ package vdi
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"sync"
 	"time"
 
@@ -51,7 +52,7 @@ func (s *Service) count(ctx context.Context, v catalog.VDI, look bool) (counted,
 		return n, known, nil
 	}
 	n = counted{}
-	err := s.walkMap(ctx, v.Policy, v.VID, v.Objects(), func(_ uint32, entries []byte) error {
+	err := s.walkMap(ctx, v, v.Objects(), func(_ uint32, entries []byte) error {
 		for i := 0; i < len(entries); i += 4 {
 			switch object.VID(binary.LittleEndian.Uint32(entries[i:]) & ownerMask) {
 			case 0:
@@ -63,6 +64,9 @@ func (s *Service) count(ctx context.Context, v catalog.VDI, look bool) (counted,
 		}
 		return nil
 	})
+	if errors.Is(err, errMoved) {
+		return counted{}, false, nil // it is known the next time
+	}
 	if err != nil {
 		return n, false, err
 	}
@@ -100,6 +104,21 @@ func (s *Service) Usage(ctx context.Context, name, tag string) (Usage, error) {
 const statWorkers = 16
 
 func (s *Service) usageOf(ctx context.Context, v catalog.VDI) (Usage, error) {
+	for {
+		u, err := s.usageIn(ctx, v)
+		if err == nil {
+			err = s.unmoved(ctx, placeOf(v))
+		}
+		if now, ok := s.cfg.Catalog.Get(v.VID); errors.Is(err, errMoved) && ok && now.Ref == v.Ref {
+			v = now
+			continue
+		}
+		return u, explain(err, "count the space of %q", v.Name)
+	}
+}
+
+// usageIn is usageOf where v is kept as it says: else it may miss some.
+func (s *Service) usageIn(ctx context.Context, v catalog.VDI) (Usage, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	u := Usage{Exact: true}
@@ -123,7 +142,7 @@ func (s *Service) usageOf(ctx context.Context, v catalog.VDI) (Usage, error) {
 			}
 		})
 	}
-	err := s.walkMap(ctx, v.Policy, v.VID, v.Objects(), func(first uint32, entries []byte) error {
+	err := s.walkMap(ctx, v, v.Objects(), func(first uint32, entries []byte) error {
 		for i := 0; i < len(entries); i += 4 {
 			if o := binary.LittleEndian.Uint32(entries[i:]) & ownerMask; o != 0 && ctx.Err() == nil {
 				ids <- object.DataID(object.VID(o), first+uint32(i/4))
@@ -137,7 +156,7 @@ func (s *Service) usageOf(ctx context.Context, v catalog.VDI) (Usage, error) {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return Usage{}, explain(err, "count the space of %q", v.Name)
+		return Usage{}, err
 	}
 	return u, nil
 }

@@ -40,9 +40,12 @@ func (s *Service) ReadVMState(ctx context.Context, at VMState, p []byte) error {
 	if err := at.check(v.SizeShift, len(p)); err != nil {
 		return err
 	}
-	err = s.do(ctx, &object.Request{
+	err = s.doAt(ctx, &object.Request{
 		Op: object.OpRead, ID: at.id(), Policy: v.Policy, SizeShift: v.SizeShift, Off: at.Off, Len: uint32(len(p)), Data: p,
-	})
+	}, placeOf(v))
+	if errors.Is(err, errMoved) {
+		return s.ReadVMState(ctx, at, p)
+	}
 	if isMissing(err) {
 		return fmt.Errorf("the machine's state has no object %d: %w", at.Index, ErrNotFound)
 	}
@@ -91,15 +94,16 @@ func (c *core) writeVMState(ctx context.Context, at VMState, p []byte, afresh bo
 		return err
 	}
 	r := object.Request{
-		Op: object.OpWrite, ID: at.id(), Policy: c.policy, SizeShift: c.shift, Off: at.Off, Len: uint32(len(p)), Data: p,
+		Op: object.OpWrite, ID: at.id(), Policy: m.policy, SizeShift: c.shift, Off: at.Off, Len: uint32(len(p)), Data: p,
 		Volume: m.vid(), Generation: generation,
 	}
 	if f&FlagFUA != 0 {
 		r.Flags = object.FlagFUA
 	}
+	defer c.touched(r.ID)
 	var err error
 	if afresh {
-		err = c.s.cfg.Objects.Delete(ctx, object.DeleteRequest{Policy: c.policy, ID: r.ID, Volume: m.vid(), Generation: generation})
+		err = c.s.cfg.Objects.Delete(ctx, object.DeleteRequest{Policy: m.policy, ID: r.ID, Volume: m.vid(), Generation: generation})
 	}
 	if err == nil {
 		err = c.s.do(ctx, &r)

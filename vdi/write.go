@@ -77,6 +77,7 @@ func (c *core) writeHeld(ctx context.Context, p *part) error {
 	}
 	s.take(p.index)
 	defer s.giveBack(p.index)
+	defer c.touched(object.DataID(m.vid(), p.index))
 	t := transition{c: c, m: m, pg: pg, p: p, generation: generation, before: pg.entries[p.index%pageEntries].Load()}
 	err = t.run(ctx)
 	switch {
@@ -164,7 +165,7 @@ func (t *transition) settleNow(ctx context.Context) error {
 
 // apply submits the object request and waits for it.
 func (t *transition) apply(ctx context.Context) error {
-	t.c.fill(t.p, t.m.vid(), t.generation)
+	t.c.fill(t.p, t.m, t.generation)
 	return t.c.s.do(ctx, &t.p.req)
 }
 
@@ -205,7 +206,7 @@ func (t *transition) create(ctx context.Context, ancestor object.VID) error {
 // that were never read as content of the volume shall not become so.
 func (t *transition) clean(ctx context.Context) error {
 	id := object.DataID(t.m.vid(), t.p.index)
-	_, err := t.c.s.cfg.Objects.Stat(ctx, t.c.policy, id)
+	_, err := t.c.s.cfg.Objects.Stat(ctx, t.m.policy, id)
 	if errors.Is(err, object.ErrNotFound) {
 		return nil
 	}
@@ -221,18 +222,18 @@ func (t *transition) clean(ctx context.Context) error {
 	return t.sync(ctx)
 }
 
-func (t *transition) sync(ctx context.Context) error { return t.c.s.sync(ctx, t.c.policy, t.m.vid()) }
+func (t *transition) sync(ctx context.Context) error { return t.c.s.sync(ctx, t.m.policy, t.m.vid()) }
 
 // remove removes the volume's own object of an index.
 func (c *core) remove(ctx context.Context, m *mapping, index uint32) error {
-	return c.s.cfg.Objects.Delete(ctx, object.DeleteRequest{
-		Policy: c.policy, ID: object.DataID(m.vid(), index), Volume: m.vid(), Generation: m.under,
-	})
+	id := object.DataID(m.vid(), index)
+	defer c.touched(id)
+	return c.s.cfg.Objects.Delete(ctx, object.DeleteRequest{Policy: m.policy, ID: id, Volume: m.vid(), Generation: m.under})
 }
 
 func (t *transition) copy(ctx context.Context, ancestor object.VID) error {
 	err := t.c.s.cfg.Objects.Copy(ctx, object.CopyRequest{
-		Dst: object.DataID(t.m.vid(), t.p.index), Src: object.DataID(ancestor, t.p.index), DstPolicy: t.c.policy, SrcPolicy: t.c.policy,
+		Dst: object.DataID(t.m.vid(), t.p.index), Src: object.DataID(ancestor, t.p.index), DstPolicy: t.m.policy, SrcPolicy: t.m.policy,
 		SizeShift: t.c.shift, Volume: t.m.vid(), Generation: t.generation,
 	})
 	if err != nil {
@@ -282,7 +283,8 @@ func (c *core) syncNow(ctx context.Context) error {
 	list := c.book.volatile
 	c.book.volatile = nil
 	c.mu.Unlock()
-	err := c.s.sync(ctx, c.policy, c.mapping.Load().vid())
+	m := c.mapping.Load()
+	err := c.s.sync(ctx, m.policy, m.vid())
 	c.bookFlush(list, err)
 	return err
 }

@@ -58,6 +58,10 @@ func (s *state) apply(command []byte) (*VDI, error) {
 		return s.setHold(c.Hold)
 	case c.Record != nil:
 		return nil, s.setRecord(c.Record)
+	case c.Move != nil:
+		return s.move(c.Move)
+	case c.Moved != nil:
+		return s.moved(c.Moved)
 	case c.Barrier != nil:
 		return nil, nil
 	}
@@ -114,7 +118,7 @@ func (s *state) reserve(c *Reserve) (*VDI, error) {
 	}
 	v := &VDI{
 		Ref: Ref{vid, s.next()}, State: Reserved, Family: src.Family, Name: c.Name, Source: src.VID, By: &c.By,
-		Size: src.Size, SizeShift: src.SizeShift, Policy: src.Policy, Created: c.At,
+		Size: src.Size, SizeShift: src.SizeShift, Policy: src.Policy, Moves: src.Moves, Created: c.At,
 	}
 	v.Generation = v.Serial
 	s.put(v)
@@ -241,8 +245,8 @@ func elsewhere(v *VDI) error {
 func (s *state) drop(v *VDI) {
 	s.put(&VDI{
 		Ref: v.Ref, State: Deleted, Family: v.Family, Name: v.Name, Snapshot: v.Snapshot, Tag: v.Tag, SnapshotID: v.SnapshotID,
-		Size: v.Size, SizeShift: v.SizeShift, Policy: v.Policy, Parent: v.Parent, Created: v.Created, Trim: v.Trim,
-		VMStateSize: v.VMStateSize, Generation: s.next(),
+		Size: v.Size, SizeShift: v.SizeShift, Policy: v.Policy, Moves: v.Moves, Parent: v.Parent, Created: v.Created, Trim: v.Trim,
+		VMStateSize: v.VMStateSize, Generation: s.next(), Move: v.Move,
 	})
 }
 
@@ -484,6 +488,9 @@ func (s *state) setHold(c *SetHold) (*VDI, error) {
 }
 
 func (s *state) mapGone(c *MapGone) error {
+	if err := s.collectable(c.Refs); err != nil {
+		return err
+	}
 	for _, r := range c.Refs {
 		if v, err := s.find(r, Deleted); err == nil {
 			v.MapGone = true
@@ -495,6 +502,9 @@ func (s *state) mapGone(c *MapGone) error {
 
 // collected passes over what it does not know: the command may come twice.
 func (s *state) collected(c *Collected) error {
+	if err := s.collectable(c.Refs); err != nil {
+		return err
+	}
 	for _, r := range c.Refs {
 		if _, err := s.find(r, Deleted); err == nil {
 			s.free(r.VID, c.Keep)

@@ -53,6 +53,8 @@ type Command struct {
 	Barrier   *Barrier   `json:"barrier,omitempty"`
 	Hold      *SetHold   `json:"hold,omitempty"`
 	Record    *SetRecord `json:"record,omitempty"`
+	Move      *Move      `json:"move,omitempty"`
+	Moved     *Moved     `json:"moved,omitempty"`
 }
 
 // Create makes an empty VDI: one without a map.
@@ -104,6 +106,32 @@ type Rollback struct {
 	By         Node      `json:"by"`
 	Generation uint64    `json:"generation,omitempty"`
 	At         time.Time `json:"at"`
+}
+
+// Move takes a vid by the rule for Name that stands for a copy of all objects of Source's family in another policy:
+// the copy is made, and what is left of it removed, under that vid's generation. Source may be any vid of the family.
+// It is refused as busy while there is such a copy under way.
+type Move struct {
+	Name   string          `json:"name"`
+	Source Ref             `json:"source"`
+	Policy object.PolicyID `json:"policy"`
+	By     Node            `json:"by"`
+	At     time.Time       `json:"at"`
+}
+
+// Moved has the family be what the copy Ref is: all of it in the copy's policy. Nobody who goes by what was before
+// writes or reads any of it: all generations are new ones. Refused if Members is not what the family is, the copy
+// aside, or By does not own all VDIs in it. Ref becomes a deleted one that stands for what the family left in its former policy.
+type Moved struct {
+	Ref     Ref      `json:"ref"`
+	By      Node     `json:"by"`
+	Members []Member `json:"members"`
+}
+
+// Member is a vid of a family as it was when it was looked at.
+type Member struct {
+	Ref
+	Generation uint64 `json:"generation"`
 }
 
 // Cancel gives up a reserved vid.

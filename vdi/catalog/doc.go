@@ -4,7 +4,7 @@
 // Machine is a pure state machine: commands come in the cluster's order, with times,
 // nodes and identities inside, and every node gets the same answers. It knows nothing of
 // objects; what has to happen to them happens before (Reserve, then copying of the map,
-// then Snapshot, Clone or Rollback) or after the command (Delete, then collection of
+// then Snapshot, Clone or Rollback; Move, then copying of all objects, then Moved) or after the command (Delete, then collection of
 // garbage, then Collected).
 //
 // Vids are given by the rule of the native protocol, because its clients search by it:

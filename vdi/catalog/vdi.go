@@ -71,9 +71,11 @@ type VDI struct {
 	Size      int64           `json:"size"`
 	SizeShift uint8           `json:"size_shift"`
 	Policy    object.PolicyID `json:"policy"`
-	Parent    object.VID      `json:"parent,omitempty"`
-	Created   time.Time       `json:"created"`
-	Snapped   time.Time       `json:"snapped,omitzero"`
+	// Moves counts how often the family got another policy: what was found out about objects holds while it does.
+	Moves   uint64     `json:"moves,omitempty"`
+	Parent  object.VID `json:"parent,omitempty"`
+	Created time.Time  `json:"created"`
+	Snapped time.Time  `json:"snapped,omitzero"`
 
 	// What a native client wrote into the header of a working VDI stays with the snapshot that
 	// it becomes: the size of the machine's state in bytes, and the machine's clock in ns.
@@ -102,6 +104,9 @@ type VDI struct {
 	// MapGone says of a deleted vid that its map is removed: it waits only for others to
 	// stop using its objects.
 	MapGone bool `json:"map_gone,omitempty"`
+	// Move says of a reserved or deleted vid that it stands for objects of its family in Policy, which is
+	// another one than the family's: a copy being made, or what is left of one. None of them are its own.
+	Move bool `json:"move,omitempty"`
 	// Source is what a reserved vid's map is made from, By who makes it.
 	Source object.VID `json:"source,omitempty"`
 	By     *Node      `json:"by,omitempty"`

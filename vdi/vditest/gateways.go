@@ -3,7 +3,9 @@ package vditest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -49,7 +51,8 @@ type Gateway struct {
 	Name    string
 	Catalog *catalog.Machine
 
-	cluster *Cluster
+	cluster     *Cluster
+	incarnation uint64
 	// Guarded by Cluster.mu.
 	applied int
 	stopped time.Time // zero: it is not
@@ -79,14 +82,14 @@ func (c *Cluster) Gateway(name string) *Gateway {
 	c.mu.Lock()
 	c.starts++
 	incarnation := c.starts
-	g := &Gateway{Name: name, Catalog: catalog.New(), cluster: c}
+	g := &Gateway{Name: name, Catalog: catalog.New(), cluster: c, incarnation: incarnation}
 	c.gateways[name] = g
 	c.mu.Unlock()
 	cfg := vdi.Config{
 		Objects: &path{g}, Log: g, Catalog: g.Catalog, Node: name, Incarnation: func() uint64 { return incarnation },
 		DefaultPolicy: func() object.PolicyID { return Policy },
-		PolicyOf:      func(context.Context, int) (object.PolicyID, error) { return Policy, nil },
-		Settled:       c.settled, Leased: g.leased,
+		PolicyOf:      policyOf, CopiesOf: copiesOf, Policies: allPolicies,
+		Settled: c.settled, Leased: g.leased, Known: g.known, Up: c.up,
 	}
 	if c.Config != nil {
 		c.Config(&cfg)
@@ -242,6 +245,38 @@ func (c *Cluster) settled(_ context.Context, previous catalog.Node, vid object.V
 		time.Sleep(50 * time.Microsecond)
 		c.mu.Lock()
 	}
+}
+
+// known implements vdi.Config.Known.
+func (g *Gateway) known(context.Context) error {
+	c := g.cluster
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	applied := g.applied
+	for _, name := range slices.Sorted(maps.Keys(c.gateways)) {
+		for {
+			o := c.gateways[name]
+			if o.killed || o.applied >= applied || c.ended {
+				break
+			}
+			if !o.stopped.IsZero() && time.Since(o.stopped) > c.Lease {
+				o.expired = true
+				break
+			}
+			c.mu.Unlock()
+			time.Sleep(50 * time.Microsecond)
+			c.mu.Lock()
+		}
+	}
+	return nil
+}
+
+// up implements vdi.Config.Up.
+func (c *Cluster) up(n catalog.Node) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g := c.gateways[n.Name]
+	return g != nil && !g.killed && g.incarnation == n.Incarnation
 }
 
 // leased implements vdi.Config.Leased: a lease comes back with the newest catalog. The

@@ -141,6 +141,19 @@ func (o *Objects) IDs() []object.ID {
 	return ids
 }
 
+// In lists the objects of a policy.
+func (o *Objects) In(policy object.PolicyID) []object.ID {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var ids []object.ID
+	for k := range o.current {
+		if k.policy == policy {
+			ids = append(ids, k.id)
+		}
+	}
+	return ids
+}
+
 // Put makes an object behind everybody's back, durably: for tests of leftovers.
 func (o *Objects) Put(policy object.PolicyID, id object.ID, shift uint8, block uint32, p []byte) {
 	o.mu.Lock()

@@ -2,6 +2,7 @@ package vditest
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -13,6 +14,20 @@ import (
 
 // Policy is the policy of the volumes.
 const Policy object.PolicyID = 1
+
+// MaxCopies is how many copies there may be: copies-1 above Policy is the policy that keeps them.
+const MaxCopies = 3
+
+func policyOf(_ context.Context, copies int) (object.PolicyID, error) {
+	if copies < 1 || copies > MaxCopies {
+		return 0, fmt.Errorf("%d copies: %w", copies, object.ErrInvalid)
+	}
+	return Policy + object.PolicyID(copies-1), nil
+}
+
+func copiesOf(p object.PolicyID) int { return int(p-Policy) + 1 }
+
+func allPolicies() []object.PolicyID { return []object.PolicyID{Policy, Policy + 1, Policy + 2} }
 
 // New returns the service of an empty world, running until the test ends.
 func New(t testing.TB) *vdi.Service {
@@ -60,7 +75,7 @@ func (w *World) Service() *vdi.Service {
 	cfg := vdi.Config{
 		Objects: w.Objects, Log: w, Catalog: w.Catalog, Node: "n1", Incarnation: func() uint64 { return incarnation },
 		DefaultPolicy: func() object.PolicyID { return Policy },
-		PolicyOf:      func(context.Context, int) (object.PolicyID, error) { return Policy, nil },
+		PolicyOf:      policyOf, CopiesOf: copiesOf, Policies: allPolicies,
 	}
 	if w.Config != nil {
 		w.Config(&cfg)
