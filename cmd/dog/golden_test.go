@@ -29,6 +29,9 @@ var changing = []struct {
 	{regexp.MustCompile(`127\.0\.0\.1:\d{5}\b`), "ADDRESS"},
 	{regexp.MustCompile(`\n *"last_sweep": "[^"]*",`), ""}, // it may be under way
 	{regexp.MustCompile(`"sweeping": true`), `"sweeping": false`},
+	{regexp.MustCompile(`waited for \d+ ms`), "waited for N ms"},
+	{regexp.MustCompile(`"pause": [-0-9.e]+`), `"pause": SECONDS`},
+	{regexp.MustCompile(`(?m)^(vm1 \d \d \d+) [-0-9.e]+ `), "$1 SECONDS "},
 	{regexp.MustCompile(`go1\.[0-9.]+[-\w]*`), "GOVERSION"},
 }
 

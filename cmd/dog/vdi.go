@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -77,7 +78,7 @@ func snapshotName(v api.VDI) string {
 func (a *app) vdiCommands() *cobra.Command {
 	return a.group("vdi", "Create, show, change and move volumes",
 		a.vdiCreate(), a.vdiList(), a.vdiInfo(), a.vdiDelete(), a.vdiResize(),
-		a.vdiSnapshot(), a.vdiClone(), a.vdiRollback(), a.vdiTree(), a.vdiGraph(),
+		a.vdiAlterCopy(), a.vdiSnapshot(), a.vdiClone(), a.vdiRollback(), a.vdiTree(), a.vdiGraph(),
 		a.vdiRead(), a.vdiWrite(), a.vdiImport(), a.vdiExport(),
 		a.vdiCheck(), a.vdiDiff(), a.vdiBackup(), a.vdiRestore(), a.vdiObject(), a.vdiTrack(),
 		a.vdiSetattr(), a.vdiGetattr(), a.lockCommands())
@@ -265,6 +266,61 @@ func (a *app) vdiResize() *cobra.Command {
 			}
 			return done(a, vdiGrid, v, "%s has %s now", v.Name, human(v.Size))
 		})
+}
+
+var alteredGrid = grid[api.Altered]{
+	{raw: "name", value: func(r api.Altered) any { return r.Name }},
+	{raw: "from", value: func(r api.Altered) any { return r.From }},
+	{raw: "to", value: func(r api.Altered) any { return r.To }},
+	{raw: "copied", value: func(r api.Altered) any { return r.Copied }},
+	{raw: "pause", value: func(r api.Altered) any { return r.Pause }},
+	{raw: "vdis", value: func(r api.Altered) any { return strings.Join(r.VDIs, ",") }},
+}
+
+func (a *app) vdiAlterCopy() *cobra.Command {
+	var wanted int
+	c := a.onVDI("alter-copy NAME", "Change how many copies a VDI has", `All that may share objects with it gets as many: its snapshots,
+clones of them, and what it is a clone of; they are listed before anything is done. Everything is copied,
+and then all change over at once; what was before is removed in the background. So there must be room for both meanwhile.
+
+Clients of the node that is asked go on; their writes wait for a moment in the end. While it runs, the VDIs concerned
+must not be written through other nodes: if one is, the command is refused and says which, and where. Then ask that node (-a),
+or stop who writes there. Reading through others is no matter, and neither are snapshots.
+
+If it is interrupted, or its node fails, everything is as before, and what was copied is removed in the background; asked
+again before that it makes use of it. Space of VDIs and snapshots concerned that are deleted meanwhile comes back afterwards.
+
+`+alteredGrid.rawHelp(), exactly(1), func(args []string) error {
+		if wanted < 1 {
+			return usagef("say how many copies there shall be, with -c N")
+		}
+		return a.alterCopies(args[0], wanted)
+	})
+	c.Flags().IntVarP(&wanted, "copies", "c", 0, "`N`umber of copies")
+	return c
+}
+
+func (a *app) alterCopies(name string, wanted int) error {
+	var p *progress
+	defer func() { p.end() }()
+	var told error
+	r, err := a.api.AlterCopies(a.ctx, name, wanted, func(b api.Altered) {
+		if b.From != b.To {
+			told = a.say("from %s to %d: %s", copies(b.From), b.To, strings.Join(b.VDIs, ", "))
+		}
+		p = a.progress("copy", 1, true)
+	}, func(now api.Progress) {
+		p.total(max(now.Total, 1))
+		p.set(now.Done)
+	})
+	p.end()
+	if err = cmp.Or(err, told); err != nil {
+		return err
+	}
+	if r.From == r.To {
+		return done(a, alteredGrid, *r, "%s has %s already", name, copies(r.To))
+	}
+	return done(a, alteredGrid, *r, "%s has %s now; %s copied, writes waited for %d ms", name, copies(r.To), human(r.Copied), int(r.Pause*1000))
 }
 
 func (a *app) vdiSnapshot() *cobra.Command {

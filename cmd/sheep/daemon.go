@@ -282,6 +282,39 @@ func weigh(s storage.DiskStatus) state.Disk {
 	return state.Disk{ID: s.ID, Path: s.Dir, Weight: w}
 }
 
+// up reports whether that start of a node is up, as far as this node knows.
+func (d *daemon) up(n catalog.Node) bool {
+	return slices.ContainsFunc(d.node.View().Nodes, func(m *state.Node) bool {
+		return m.Name == n.Name && m.Incarnation == n.Incarnation && m.State == state.NodeUp
+	})
+}
+
+func (d *daemon) policies() (list []object.PolicyID) {
+	for _, p := range d.node.View().Policies {
+		list = append(list, p.ID)
+	}
+	return list
+}
+
+// room looks at the disks of all nodes, how their space is shared out aside. If one of them is not known, so is the rest.
+func (d *daemon) room(ctx context.Context, policy object.PolicyID, bytes int64) error {
+	if d.admin == nil {
+		return nil
+	}
+	holders := int64(0)
+	for _, m := range d.node.View().Nodes {
+		if m.State == state.NodeUp && m.Weight() > 0 {
+			holders++
+		}
+	}
+	needed := bytes * min(int64(d.node.Copies(policy)), holders)
+	if free, known := d.admin.Free(ctx); known && needed > free {
+		return fmt.Errorf("%d copies need %d bytes until those of before are removed, and %d bytes are free: add disks, or delete something: %w",
+			d.node.Copies(policy), needed, free, object.ErrNoSpace)
+	}
+	return nil
+}
+
 func (d *daemon) startVolumes(context.Context) error {
 	s, err := vdi.NewService(vdi.Config{
 		Objects: d.node, Log: d.node, Catalog: d.catalog, Node: d.conf.Node.Name, Incarnation: d.node.Incarnation,
@@ -290,6 +323,7 @@ func (d *daemon) startVolumes(context.Context) error {
 			return d.node.Settled(ctx, vid, generation)
 		},
 		Known: d.node.Known, Leased: d.node.Leased, Leading: d.node.Leading, Logger: d.log,
+		Up: d.up, Policies: d.policies, Room: d.room,
 	})
 	if err != nil {
 		return err

@@ -24,6 +24,7 @@ type Volumes interface {
 	Snapshot(ctx context.Context, name, tag string) (vdi.Info, error)
 	Clone(ctx context.Context, src, tag, dst string) (vdi.Info, error)
 	Rollback(ctx context.Context, name, tag string) (vdi.Info, error)
+	AlterCopies(ctx context.Context, name string, copies int, begun func(vdi.Altered) error, p vdi.Progress) (vdi.Altered, error)
 
 	Open(ctx context.Context, name, tag string, o vdi.OpenOptions) (*vdi.Volume, error)
 	Diff(ctx context.Context, name, fromTag, toTag string, fn func(vdi.Extent) bool) error

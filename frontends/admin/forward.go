@@ -196,6 +196,19 @@ func (s *Server) everyDisk(ctx context.Context) []api.Disk {
 	return list
 }
 
+// Free is how much is free on the disks of all nodes, if all of them are known.
+func (s *Server) Free(ctx context.Context) (bytes int64, known bool) {
+	for _, d := range s.everyDisk(ctx) {
+		if d.State == api.DiskUnknown {
+			return 0, false
+		}
+		if d.State == api.DiskOK {
+			bytes += d.FreeBytes
+		}
+	}
+	return bytes, true
+}
+
 // allSessions are the clients of all nodes.
 func (c *call) allSessions() (any, error) {
 	answers, failed := askAll[[]api.Session](c.r.Context(), c.s, question{Method: http.MethodGet, Path: api.Prefix + "/sessions"})

@@ -131,6 +131,8 @@ var volumeRoutes = []route{
 	{method: "POST", path: vdiPath + "/clone", summary: "Make a new VDI of a snapshot", body: api.CloneRequest{}, status: http.StatusCreated, answer: api.VDI{}, answers: (*call).clone},
 	{method: "POST", path: vdiPath + "/rollback", summary: "Make a VDI what it was in a snapshot; what was written since is lost",
 		body: api.RollbackRequest{}, answer: api.VDI{}, answers: (*call).rollback},
+	{method: "PUT", path: vdiPath + "/copies", summary: "Set how many copies a VDI has, and all that may share objects with it: its snapshots, clones of them, and what it is a clone of",
+		body: api.CopiesRequest{}, events: api.Event{}, serves: (*call).alterCopies},
 	{method: "POST", path: vdiPath + "/check", summary: "Check a VDI and its snapshots", query: []param{paramRepair}, events: api.Event{}, serves: (*call).check},
 	{method: "GET", path: vdiPath + "/objects", summary: "The objects of a VDI, and where they live",
 		query: []param{paramSnapshot, paramOffset, paramLength}, events: api.Object{}, serves: (*call).objects},

@@ -212,17 +212,25 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	}
 	q := request{method: method, path: path, query: query}
 	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return &Error{Kind: KindInvalid, Message: fmt.Sprintf("encode the call: %v", err)}
+		if err := q.json(body); err != nil {
+			return err
 		}
-		q.kind, q.body, q.length = TypeJSON, bytes.NewReader(b), int64(len(b))
 	}
 	resp, err := c.send(ctx, q)
 	if err != nil {
 		return err
 	}
 	return c.answer(ctx, resp, v)
+}
+
+// json gives the request a body.
+func (q *request) json(body any) error {
+	b, err := json.Marshal(body)
+	if err != nil {
+		return &Error{Kind: KindInvalid, Message: fmt.Sprintf("encode the call: %v", err)}
+	}
+	q.kind, q.body, q.length = TypeJSON, bytes.NewReader(b), int64(len(b))
+	return nil
 }
 
 // answer reads a JSON answer.

@@ -25,7 +25,44 @@ func (c *Client) Check(ctx context.Context, name string, repair bool, progress f
 		q.query.Set("repair", "true")
 	}
 	var report *CheckReport
-	err := c.lines(ctx, q, func(line []byte) (bool, error) {
+	err := c.events(ctx, q, progress, func(e Event) bool {
+		report = e.Report
+		return report == nil
+	})
+	if err == nil && report == nil {
+		err = c.cutOff()
+	}
+	return report, err
+}
+
+// AlterCopies changes how many copies a VDI has, and all that may share objects with it. It tells begun, which may be
+// nil, what that is, and progress, which may be nil, how far it is.
+func (c *Client) AlterCopies(ctx context.Context, name string, copies int, begun func(Altered), progress func(Progress)) (*Altered, error) {
+	path, err := vdiPath(name, "copies")
+	if err != nil {
+		return nil, err
+	}
+	q := request{method: http.MethodPut, path: path}
+	if err := q.json(CopiesRequest{Copies: copies}); err != nil {
+		return nil, err
+	}
+	var altered *Altered
+	err = c.events(ctx, q, progress, func(e Event) bool {
+		if e.Altering != nil && begun != nil {
+			begun(*e.Altering)
+		}
+		altered = e.Altered
+		return altered == nil
+	})
+	if err == nil && altered == nil {
+		err = c.cutOff()
+	}
+	return altered, err
+}
+
+// events calls fn with each event of long work, until that returns false or one tells of an error.
+func (c *Client) events(ctx context.Context, q request, progress func(Progress), fn func(Event) bool) error {
+	return c.lines(ctx, q, func(line []byte) (bool, error) {
 		var e Event
 		switch err := json.Unmarshal(line, &e); {
 		case err != nil:
@@ -35,13 +72,8 @@ func (c *Client) Check(ctx context.Context, name string, repair bool, progress f
 		case e.Progress != nil && progress != nil:
 			progress(*e.Progress)
 		}
-		report = e.Report
-		return report == nil, nil
+		return fn(e), nil
 	})
-	if err == nil && report == nil {
-		err = c.cutOff()
-	}
-	return report, err
 }
 
 // cutOff says that an answer ended before its end.

@@ -84,7 +84,7 @@ type WeightRequest struct {
 	Percent int `json:"percent"` // of its disks' weight that counts for placement, 1 to 1000
 }
 
-// CopiesRequest is the body of PUT /cluster/copies.
+// CopiesRequest is the body of PUT /cluster/copies and of PUT /vdis/{name}/copies.
 type CopiesRequest struct {
 	Copies int `json:"copies"` // of volumes that do not choose, from now on
 }

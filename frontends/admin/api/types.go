@@ -272,10 +272,12 @@ type Placement struct {
 }
 
 // Event is one line of the answer to long work. Exactly one field is set; the last event
-// has Report or Error.
+// has Report, Altered or Error.
 type Event struct {
+	Altering *Altered     `json:"altering,omitempty"` // what is begun
 	Progress *Progress    `json:"progress,omitempty"`
 	Report   *CheckReport `json:"report,omitempty"`
+	Altered  *Altered     `json:"altered,omitempty"` // what has come of it
 	Error    *Error       `json:"error,omitempty"`
 }
 
@@ -284,6 +286,16 @@ type Progress struct {
 	Done  int64  `json:"done"`
 	Total int64  `json:"total"`
 	What  string `json:"what,omitempty"` // the VDI that is at work
+}
+
+// Altered tells what becomes of the copies of VDIs.
+type Altered struct {
+	Name   string   `json:"name"`
+	From   int      `json:"from"` // copies
+	To     int      `json:"to"`
+	VDIs   []string `json:"vdis"`   // all that is concerned, snapshots as "NAME@TAG": what may share objects has the same copies
+	Copied int64    `json:"copied"` // bytes of one copy
+	Pause  float64  `json:"pause"`  // seconds for which writes waited in the end
 }
 
 // CheckReport is what a check found.

@@ -1,0 +1,143 @@
+package integration
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sheepdog/integration/rig"
+)
+
+// A volume of one copy with a snapshot gets three while a client writes and verifies it. Then a node that is killed
+// takes nothing. It gets two while it is written, and of what was before nothing is left.
+func TestAlterCopies(t *testing.T) {
+	f := rig.NewFlock(t, 3, 1)
+	n1, n2, n3 := f.Nodes[0], f.Nodes[1], f.Nodes[2]
+	h := newHerder(t, f, "v")
+	h.start(n1)
+	time.Sleep(time.Second)
+	n1.Dog("vdi", "snapshot", "v", "-s", "before")
+	before := rig.ImageSum(t, n2.URI("v@before"))
+	if r := n2.DogRun("vdi", "alter-copy", "v", "-c", "3"); r.Code != 1 || !strings.Contains(r.Stderr, `written through node "n1"`) {
+		t.Errorf("it is written through another node: status %d, %s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	reportStall(t, h, "undisturbed", stallLimit)
+
+	alter(t, n1, 1, "3")
+	reportStall(t, h, "one copy becomes three", movingLimit())
+	expectCopies(t, f, 3)
+
+	n3.Kill()
+	time.Sleep(time.Second)
+	reportStall(t, h, "n3 is killed", stallLimit)
+	h.end()
+	h.verify(n2, false)
+	if now := rig.ImageSum(t, n2.URI("v@before")); now != before {
+		t.Error("the snapshot has changed")
+	}
+	f.Back(wholeLimit, 2)
+
+	h.start(n2)
+	time.Sleep(500 * time.Millisecond)
+	alter(t, n2, 3, "2")
+	h.end()
+	expectCopies(t, f, 2)
+	for _, s := range f.Nodes {
+		h.verify(s, false)
+		if now := rig.ImageSum(t, s.URI("v@before")); now != before {
+			t.Errorf("the snapshot has changed, through %s", s.Host())
+		}
+	}
+	awaitCollected(t, f)
+	for _, s := range f.Nodes {
+		rig.Contains(t, s.Dog("cluster", "check"), "objects are as they should be")
+	}
+}
+
+// A node that is killed while it alters the copies has changed nothing. Another one begins anew, and what the first one
+// has left is removed.
+func TestAlterCopiesInterrupted(t *testing.T) {
+	f := rig.NewFlock(t, 3, 2)
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	h := newHerder(t, f, "v")
+	h.start(n1)
+	time.Sleep(time.Second)
+	n1.Dog("vdi", "snapshot", "v", "-s", "before")
+	before := rig.ImageSum(t, n2.URI("v@before"))
+	h.mayFail.Store(true)
+	ended := make(chan rig.Result, 1)
+	go func() { ended <- n1.DogRun("vdi", "alter-copy", "v", "-c", "3") }()
+	time.Sleep(150 * time.Millisecond)
+	n1.Kill()
+	if r := <-ended; r.Code == 0 {
+		t.Log("it was through before it was killed")
+	}
+	h.end()
+	h.mayFail.Store(false)
+	h.verify(n2, false)
+
+	h.start(n2)
+	n2.Dog("vdi", "alter-copy", "v", "-c", "3")
+	h.end()
+	f.Back(wholeLimit, 0)
+	expectCopies(t, f, 3)
+	for _, s := range f.Nodes {
+		h.verify(s, false)
+		if now := rig.ImageSum(t, s.URI("v@before")); now != before {
+			t.Errorf("the snapshot has changed, through %s", s.Host())
+		}
+	}
+	awaitCollected(t, f)
+	for _, s := range f.Nodes {
+		rig.Contains(t, s.Dog("cluster", "check"), "objects are as they should be")
+	}
+}
+
+// alter has a node alter the copies of v, which it must say are so many.
+func alter(t *testing.T, s *rig.Sheep, from int, to string) {
+	t.Helper()
+	var a struct {
+		From, To int
+		VDIs     []string `json:"vdis"`
+		Copied   int64
+		Pause    float64
+	}
+	s.DogJSON(&a, "vdi", "alter-copy", "v", "-c", to)
+	t.Logf("from %d copies to %d: %d MiB were copied, writes waited for %.0f ms", a.From, a.To, a.Copied>>20, 1000*a.Pause)
+	if a.From != from || a.Copied == 0 || !slices.Equal(a.VDIs, []string{"v", "v@before"}) {
+		t.Errorf("altered to %s copies: %+v", to, a)
+	}
+}
+
+func expectCopies(t *testing.T, f *rig.Flock, want int) {
+	t.Helper()
+	for _, s := range f.Nodes {
+		for _, snapshot := range []string{"", "before"} {
+			var v struct{ Copies int }
+			what := []string{"vdi", "info", "v"}
+			if snapshot != "" {
+				what = append(what, "-s", snapshot)
+			}
+			if s.DogJSON(&v, what...); v.Copies != want {
+				t.Errorf("%s says that v %s has %d copies, want %d", s.Host(), snapshot, v.Copies, want)
+			}
+		}
+	}
+}
+
+// awaitCollected waits until garbage is collected.
+func awaitCollected(t *testing.T, f *rig.Flock) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		var n struct {
+			GC struct{ Pending int } `json:"gc"`
+		}
+		if f.Nodes[0].DogJSON(&n, "node", "info"); n.GC.Pending == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("what is not used any more is not removed")
+		}
+	}
+}
