@@ -72,6 +72,9 @@ func (s *Service) AlterCopies(ctx context.Context, name string, copies int, begu
 }
 
 func (s *Service) alterCopies(ctx context.Context, name string, copies int, begun func(Altered) error, p Progress) (Altered, error) {
+	if err := s.catchUp(ctx); err != nil {
+		return Altered{}, err
+	}
 	v, err := s.member(ctx, name)
 	if err != nil {
 		return Altered{}, err
@@ -99,11 +102,20 @@ func (s *Service) alterCopies(ctx context.Context, name string, copies int, begu
 		return a, err
 	}
 	x, err := s.beginCopy(ctx, v, policy)
-	if err != nil {
+	now := s.liveOf(v.Family) // from here on nobody else moves it
+	switch {
+	case errors.Is(err, catalog.ErrInvalid) && len(now) > 0 && now[0].Policy == policy: // somebody else just did it
+		a.From = a.To
+		return a, nil
+	case err != nil:
 		return a, err
 	}
 	defer s.unreserve(ctx, x.Ref)
 	m.x = x
+	if len(now) == 0 {
+		return a, fmt.Errorf("it was deleted meanwhile: %w", ErrNotFound)
+	}
+	m.from, a.From = now[0].Policy, s.cfg.CopiesOf(now[0].Policy)
 	err = m.move(ctx)
 	a.Bytes, a.Pause, a.Volumes = m.copied.Load(), m.pause, s.relatives(v)
 	return a, err
@@ -368,7 +380,7 @@ func (m *mover) change(ctx context.Context) error {
 		}
 		return err
 	}
-	_, err := m.s.propose(ctx, catalog.Command{Moved: &catalog.Moved{Ref: m.x.Ref, By: m.s.self(), Members: m.members}})
+	_, err := m.s.propose(ctx, catalog.Command{Moved: &catalog.Moved{Ref: m.x.Ref, By: m.s.self(), From: m.from, Members: m.members}})
 	if err != nil {
 		for i, c := range m.cores {
 			c.doubt(before[i]) // it may be applied nevertheless

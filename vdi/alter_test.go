@@ -288,17 +288,22 @@ func TestAlterCopiesConcurrently(t *testing.T) {
 		}
 	})
 	altered := 0
-	for began := time.Now(); altered < 4 || time.Since(began) < 2*time.Second; {
+	began := time.Now()
+	for enough := false; !enough; enough = altered >= 4 && time.Since(began) > 2*time.Second || time.Since(began) > time.Minute {
+		// On a busy machine writes may be too many, and others delete what is looked at.
 		_, err := s.AlterCopies(ctx, "v", 1+altered%vditest.MaxCopies, nil, nil)
-		if err != nil {
+		if err == nil {
+			altered++
+			err = s.Collect(ctx) // which waits while copies are altered
+		}
+		if err != nil && !errors.Is(err, vdi.ErrUnavailable) {
 			t.Error(err)
 			break
-		}
-		altered++
-		if err := s.Collect(ctx); err != nil { // which waits while copies are altered
-			t.Error(err)
 		}
 	}
 	close(stop)
 	wg.Wait()
+	if altered < 2 {
+		t.Errorf("altered %d times", altered)
+	}
 }

@@ -121,11 +121,12 @@ type Move struct {
 
 // Moved has the family be what the copy Ref is: all of it in the copy's policy. Nobody who goes by what was before
 // writes or reads any of it: all generations are new ones. Refused if Members is not what the family is, the copy
-// aside, or By does not own all VDIs in it. Ref becomes a deleted one that stands for what the family left in its former policy.
+// aside, if it is not in the policy From, of which the copy was made, or By does not own all VDIs in it. Ref becomes a deleted one that stands for what the family left in its former policy.
 type Moved struct {
-	Ref     Ref      `json:"ref"`
-	By      Node     `json:"by"`
-	Members []Member `json:"members"`
+	Ref     Ref             `json:"ref"`
+	By      Node            `json:"by"`
+	From    object.PolicyID `json:"from"`
+	Members []Member        `json:"members"`
 }
 
 // Member is a vid of a family as it was when it was looked at.

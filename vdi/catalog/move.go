@@ -84,6 +84,8 @@ func checkMembers(family []*VDI, c *Moved) error {
 		switch {
 		case Member{v.Ref, v.Generation} != c.Members[i]:
 			return refuse(ErrStale, "VDI %s of %q was changed meanwhile: try again", v.VID, v.Name)
+		case v.Policy != c.From:
+			return refuse(ErrStale, "%q is kept by policy %d, not %d: try again", v.Name, v.Policy, c.From)
 		case v.State == Reserved:
 			return refuse(ErrBusy, "a snapshot or clone of %q is being made: try again", v.Name)
 		case v.State == Live && !v.Snapshot && (v.Owner == nil || *v.Owner != c.By):

@@ -74,8 +74,13 @@ func TestMove(t *testing.T) {
 	refused("freeing a vid meanwhile", ErrBusy, Command{Collected: &Collected{Refs: []Ref{gone.Ref}}})
 	refused("its map is gone meanwhile", ErrBusy, Command{MapGone: &MapGone{Refs: []Ref{gone.Ref}}})
 	before := members(v.Family)
-	moved := func(by Node, list []Member) Command { return Command{Moved: &Moved{Ref: x.Ref, By: by, Members: list}} }
+	moved := func(by Node, list []Member) Command {
+		return Command{Moved: &Moved{Ref: x.Ref, By: by, From: 1, Members: list}}
+	}
 	refused("by who does not own it", ErrStale, moved(n2, before))
+	wrong := moved(n1, before)
+	wrong.Moved.From = 3
+	refused("from where it is not", ErrStale, wrong)
 	refused("without one of them", ErrStale, moved(n1, before[1:]))
 	reserved := do(Command{Reserve: &Reserve{Name: "clone", Source: v.Ref, By: n2, At: at}})
 	refused("of which a clone is made", ErrStale, moved(n1, before))
