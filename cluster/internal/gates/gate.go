@@ -43,7 +43,7 @@ const (
 
 type gateEvent struct {
 	kind  gateKind
-	batch bool // who posts it kicks afterwards
+	batch bool // who posts it kicks afterwards, which is of use only if it is handled before
 	job   *job
 	flush *flushing
 	peer  replica.Peer
@@ -80,7 +80,7 @@ func newGate(cfg *Config) *gate {
 
 func (g *gate) post(e gateEvent) { g.box.Post(e, g.handle) }
 
-func (g *gate) handle(e gateEvent) {
+func (g *gate) handle(e gateEvent, late bool) {
 	now := g.cfg.Now()
 	switch e.kind {
 	case gateSubmit:
@@ -111,13 +111,10 @@ func (g *gate) handle(e gateEvent) {
 		g.effect(&e)
 	}
 	g.idle.Store(g.g.Idle())
-	switch {
-	case e.batch:
-		g.unsent = false
-	case g.unsent:
-		g.unsent = false
+	if g.unsent && (late || !e.batch) {
 		g.cfg.KickSoon()
 	}
+	g.unsent = false
 }
 
 // know tells the gateway what has become of a partition. With add the partition is one

@@ -19,11 +19,14 @@ type emptyStore struct{ replicas.Store }
 func (emptyStore) Groups(context.Context) ([]object.Group, error) { return nil, nil }
 func (emptyStore) Kick()                                          {}
 
-// sink takes calls and does not answer.
-type sink struct{ calls int }
+// sink takes calls, and leaves it to the test to answer the last one.
+type sink struct {
+	calls int
+	last  *peer.Call
+}
 
-func (s *sink) Submit(*peer.Call) { s.calls++ }
-func (s *sink) Kick()             {}
+func (s *sink) Submit(c *peer.Call) { s.calls, s.last = s.calls+1, c }
+func (s *sink) Kick()               {}
 
 // view has one partition, of which node 1 is the primary and node 2 waits or learns.
 func view(epoch state.Epoch, waiting ...state.NodeID) *state.View {
@@ -36,27 +39,60 @@ func view(epoch state.Epoch, waiting ...state.NodeID) *state.View {
 	}
 }
 
-// A request for a partition that is undecided goes on when that is decided, also if no
-// other request for it comes.
-func TestUndecidedPartition(t *testing.T) {
-	var v atomic.Pointer[state.View]
-	v.Store(view(3, 2))
+// gatesOf are the gates of node 3, whose calls all go to the sink.
+func gatesOf(t *testing.T, view func() *state.View, kickSoon func()) (*Gates, *sink, *replicas.Replicas) {
+	t.Helper()
 	to := &sink{}
-	r, err := replicas.New(context.Background(), replicas.Config{
+	r, err := replicas.New(t.Context(), replicas.Config{
 		Self: replica.Peer{Node: 3, Incarnation: 1}, Store: emptyStore{}, Peer: func(state.NodeID) replicas.Peer { return to },
 		Propose: func(state.ChangeISR) {}, Fence: func(object.VID, uint64) error { return nil },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	g := New(Config{
-		Replicas: func() *replicas.Replicas { return r }, View: v.Load, Fence: func(object.VID, uint64) error { return nil },
-		Now: func() replica.Time { return 0 }, KickSoon: func() {}, Retry: time.Millisecond, Timeout: time.Hour,
-	})
-	g.Submit(&object.Request{
-		Op: object.OpRead, SizeShift: 20, ID: object.DataID(1, 1), Policy: 1, Len: 4096, Data: make([]byte, 4096), Done: func(*object.Request) {},
-	})
+	t.Cleanup(r.Close)
+	return New(Config{
+		Replicas: func() *replicas.Replicas { return r }, View: view, Fence: func(object.VID, uint64) error { return nil },
+		Now: func() replica.Time { return 0 }, KickSoon: kickSoon, Retry: time.Millisecond, Timeout: time.Hour,
+	}), to, r
+}
+
+func read(done func(*object.Request)) *object.Request {
+	return &object.Request{Op: object.OpRead, SizeShift: 20, ID: object.DataID(1, 1), Policy: 1, Len: 4096, Data: make([]byte, 4096), Done: done}
+}
+
+// A client that is answered sends its next request, which another goroutine submits, and kicks, while the one that answers
+// is still at work in the gate. The request goes on when that is done.
+func TestLateRequestIsKicked(t *testing.T) {
+	v := view(4)
+	soon := 0
+	g, to, r := gatesOf(t, func() *state.View { return v }, func() { soon++ })
+	g.Submit(read(func(*object.Request) {
+		other := make(chan struct{})
+		go func() {
+			defer close(other)
+			g.Submit(read(func(*object.Request) {}))
+			r.Kick()
+		}()
+		<-other
+	}))
+	if to.calls != 1 || soon > 0 {
+		t.Fatalf("sent %d times, kicked %d times", to.calls, soon)
+	}
+	to.last.Err = object.ErrNotFound
+	to.last.Done(to.last)
+	if to.calls != 2 || soon == 0 {
+		t.Errorf("sent %d times, kicked %d times afterwards", to.calls, soon)
+	}
+}
+
+// A request for a partition that is undecided goes on when that is decided, also if no
+// other request for it comes.
+func TestUndecidedPartition(t *testing.T) {
+	var v atomic.Pointer[state.View]
+	v.Store(view(3, 2))
+	g, to, _ := gatesOf(t, v.Load, func() {})
+	g.Submit(read(func(*object.Request) {}))
 	if to.calls != 0 {
 		t.Fatal("it was sent to somebody who may not be the primary")
 	}

@@ -15,9 +15,10 @@ type Mailbox[E any] struct {
 }
 
 // Post has handle called with e: by this goroutine before Post returns, or by the one
-// that is handling events now. handle may post; what it posts is handled after it has
-// returned. All calls must give the same handle.
-func (m *Mailbox[E]) Post(e E, handle func(E)) {
+// that is handling events now. It is late then: who posted it may have gone on by the time
+// it is handled. handle may post; what it posts is handled after it has returned, and is
+// late too. All calls must give the same handle.
+func (m *Mailbox[E]) Post(e E, handle func(e E, late bool)) {
 	m.mu.Lock()
 	if m.running {
 		m.events = append(m.events, e)
@@ -26,12 +27,12 @@ func (m *Mailbox[E]) Post(e E, handle func(E)) {
 	}
 	m.running = true
 	m.mu.Unlock()
-	handle(e)
+	handle(e, false)
 	m.rest(handle)
 }
 
 // rest handles what was posted meanwhile.
-func (m *Mailbox[E]) rest(handle func(E)) {
+func (m *Mailbox[E]) rest(handle func(e E, late bool)) {
 	for {
 		m.mu.Lock()
 		batch := m.events
@@ -43,7 +44,7 @@ func (m *Mailbox[E]) rest(handle func(E)) {
 		m.events, m.spare = m.spare[:0], nil
 		m.mu.Unlock()
 		for i := range batch {
-			handle(batch[i])
+			handle(batch[i], true)
 		}
 		clear(batch)
 		m.mu.Lock()

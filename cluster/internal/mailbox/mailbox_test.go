@@ -15,11 +15,14 @@ func TestOrder(t *testing.T) {
 		busy   bool // not guarded: the race detector sees two handlers at a time
 		last   [posters * 2]int
 		total  int
-		handle func(e event)
+		handle func(e event, late bool)
 	)
-	handle = func(e event) {
+	handle = func(e event, late bool) {
 		if busy {
 			t.Error("two handlers at a time")
+		}
+		if !late && e.poster >= posters {
+			t.Error("what the handler posts is not late")
 		}
 		busy = true
 		if e.n != last[e.poster]+1 {
@@ -50,7 +53,11 @@ func TestOrder(t *testing.T) {
 func TestNothingAllocated(t *testing.T) {
 	var m Mailbox[[16]uint64]
 	n := 0
-	handle := func([16]uint64) { n++ }
+	handle := func(_ [16]uint64, late bool) {
+		if n++; late {
+			t.Error("what is handled by who posts it is late")
+		}
+	}
 	if a := testing.AllocsPerRun(1000, func() { m.Post([16]uint64{}, handle) }); a > 0 {
 		t.Errorf("%v allocations per event", a)
 	}

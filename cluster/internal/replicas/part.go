@@ -75,7 +75,7 @@ const (
 // event is something that happened. Only the fields of its kind are set.
 type event struct {
 	kind   eventKind
-	batch  bool // who posts it kicks afterwards
+	batch  bool // who posts it kicks afterwards, which is of use only if it is handled before
 	task   *Task
 	in     *incoming
 	send   *send
@@ -95,26 +95,24 @@ func newPart(r *Replicas, g object.Group) *part {
 
 func (p *part) post(e event) { p.box.Post(e, p.take) }
 
-func (p *part) take(e event) {
-	p.handle(e)
+func (p *part) take(e event, late bool) {
+	p.handle(e, late)
 	if e.kind == evView {
 		p.r.views.Add(-1)
 	}
 }
 
-func (p *part) handle(e event) {
+func (p *part) handle(e event, late bool) {
 	if p.p == nil && !p.load(&e) {
 		return
 	}
 	p.event(&e)
 	p.perform()
 	p.note()
-	if e.batch {
-		p.unsent = false
-	} else if p.unsent {
-		p.unsent = false
+	if p.unsent && (late || !e.batch) {
 		p.r.kickSoon()
 	}
+	p.unsent = false
 }
 
 // load finds out what is in the store before anything else is done. It reports whether
@@ -146,7 +144,7 @@ func (p *part) load(e *event) bool {
 	waiting := p.waiting
 	p.waiting = nil
 	for i := range waiting {
-		p.handle(waiting[i])
+		p.handle(waiting[i], true)
 	}
 	return false
 }

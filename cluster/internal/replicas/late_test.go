@@ -1,0 +1,70 @@
+package replicas
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"sheepdog/cluster/internal/replica"
+	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
+)
+
+// held is a store that takes requests, and leaves it to the test when they end.
+type held struct {
+	Store
+	requests []*object.Request
+}
+
+func (h *held) Groups(context.Context) ([]object.Group, error) { return nil, nil }
+func (h *held) Rotten() map[object.Key][]uint32                { return nil }
+func (h *held) Tight(object.Group) bool                        { return false }
+func (h *held) Failed(object.Group) bool                       { return false }
+func (h *held) Kick()                                          {}
+func (h *held) Submit(r *object.Request)                       { h.requests = append(h.requests, r) }
+
+// A request that comes while another goroutine is at work in its partition goes on when that is done, when who submitted it
+// has kicked already. Nobody else may come for long.
+func TestLateRequestIsKicked(t *testing.T) {
+	var store held
+	self := replica.Peer{Node: 1, Incarnation: 1}
+	r, err := New(t.Context(), Config{
+		Self: self, Store: &store, Peer: func(state.NodeID) Peer { return nil },
+		Propose: func(state.ChangeISR) {}, Fence: func(object.VID, uint64) error { return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetLease(time.Now().Add(time.Hour))
+	r.SetState(&state.View{
+		Cluster: state.Cluster{ID: "c", Partitions: 1}, Epoch: 1, Nodes: []*state.Node{{ID: 1, Incarnation: 1, State: state.NodeUp}},
+		Policies: []*state.Policy{{ID: 1, Copies: 1, MinInSync: 1, Partitions: []state.Partition{{Epoch: 1, ISR: []state.NodeID{1}, Targets: []state.NodeID{1}}}}},
+	})
+	for r.Pump() {
+	}
+	write := func(id object.ID, done func(*Task)) *Task {
+		return &Task{Group: object.Group{Policy: 1}, Epoch: 1, Verb: VerbWrite, SizeShift: 22, ID: id, Len: 4096, Data: make([]byte, 4096), Done: done}
+	}
+	r.Submit(write(object.DataID(1, 1), func(task *Task) {
+		if task.Err != nil {
+			t.Error(task.Err)
+		}
+		other := make(chan struct{})
+		go func() {
+			defer close(other)
+			r.Submit(write(object.DataID(1, 2), func(*Task) {}))
+			r.Kick()
+		}()
+		<-other
+	}))
+	if len(store.requests) != 1 {
+		t.Fatalf("the store has %d requests of the first write", len(store.requests))
+	}
+	store.requests[0].Complete(nil)
+	if len(store.requests) != 2 {
+		t.Fatalf("the store has %d requests of both writes", len(store.requests))
+	}
+	if !r.Pump() {
+		t.Error("nobody kicks what came late")
+	}
+}
