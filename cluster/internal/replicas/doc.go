@@ -6,7 +6,9 @@
 // Each partition has a mailbox. What happens to it (a request, a message, the end of a
 // write) is an event; who posts one into an idle mailbox handles it and what comes
 // meanwhile. So a request that needs nobody else is answered by the goroutine that
-// submitted it, and no lock is held while effects are carried out.
+// submitted it, and no lock is held while effects are carried out. Who submits a request kicks
+// afterwards, but if somebody else handles it that may have been too early: what is handled late is
+// kicked once more (see Replicas.kickSoon), or it would wait for the next tick.
 //
 // # Changes and repairs
 //
