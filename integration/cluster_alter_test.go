@@ -42,17 +42,7 @@ func TestAlterCopies(t *testing.T) {
 	time.Sleep(500 * time.Millisecond)
 	alter(t, n2, 3, "2")
 	h.end()
-	expectCopies(t, f, 2)
-	for _, s := range f.Nodes {
-		h.verify(s, false)
-		if now := rig.ImageSum(t, s.URI("v@before")); now != before {
-			t.Errorf("the snapshot has changed, through %s", s.Host())
-		}
-	}
-	awaitCollected(t, f)
-	for _, s := range f.Nodes {
-		rig.Contains(t, s.Dog("cluster", "check"), "objects are as they should be")
-	}
+	expectAltered(t, f, h, 2, before)
 }
 
 // A node that is killed while it alters the copies has changed nothing. Another one begins anew, and what the first one
@@ -81,7 +71,14 @@ func TestAlterCopiesInterrupted(t *testing.T) {
 	n2.Dog("vdi", "alter-copy", "v", "-c", "3")
 	h.end()
 	f.Back(wholeLimit, 0)
-	expectCopies(t, f, 3)
+	expectAltered(t, f, h, 3, before)
+}
+
+// expectAltered fails unless v has so many copies, its content and that of its snapshot are what they were through every
+// node, and nothing is left over.
+func expectAltered(t *testing.T, f *rig.Flock, h *herder, copies int, before string) {
+	t.Helper()
+	expectCopies(t, f, copies)
 	for _, s := range f.Nodes {
 		h.verify(s, false)
 		if now := rig.ImageSum(t, s.URI("v@before")); now != before {
