@@ -307,3 +307,35 @@ func TestAlterCopiesConcurrently(t *testing.T) {
 		t.Errorf("altered %d times", altered)
 	}
 }
+
+// A node that removes what was left in a policy, and goes on when another one has done that and the family has come
+// back there, removes nothing of it.
+func TestAlterCopiesAndLateCollector(t *testing.T) {
+	c := vditest.NewCluster(t, 1)
+	h := holdNext(c.Objects, "delete")
+	a, b := c.Gateway("a"), c.Gateway("b")
+	v := create(t, a.Service, "v", 4<<20)
+	write(t, v, 0, 4<<20, 1)
+	must[vdi.Altered](t)(a.AlterCopies(ctx, "v", 2, nil, nil))
+	b.CatchUp()
+	h.on.Store(true)
+	late := make(chan error, 1)
+	go func() { late <- b.Collect(ctx) }()
+	<-h.began
+	if err := a.Collect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	must[vdi.Altered](t)(a.AlterCopies(ctx, "v", 1, nil, nil))
+	close(h.release)
+	if err := <-late; err != nil && !errors.Is(err, vdi.ErrUnavailable) {
+		t.Error(err)
+	}
+	for off := int64(0); off < 4<<20; off += 1 << 20 {
+		if got := byteAt(t, v, off); got != 1 {
+			t.Errorf("at %d there is %d", off, got)
+		}
+	}
+	if r := must[vdi.CheckReport](t)(a.Check(ctx, "v", false, nil)); len(r.Problems) > 0 {
+		t.Errorf("%+v", r.Problems)
+	}
+}

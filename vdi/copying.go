@@ -70,7 +70,15 @@ func (s *Service) misplaced(ctx context.Context, v catalog.VDI, policy object.Po
 
 // removeCopy removes all objects of a family in the policy that x stands for. Who goes by what was before the family
 // was moved reads there until it knows better, so all shall; and what the copy's maker has under way must not come later.
+//
+// It is done under a generation that nobody else has, and the vid is freed by that: who else has believed to be the one that removes,
+// and goes on when the family has come back there, under another vid then, is refused.
 func (s *Service) removeCopy(ctx context.Context, x catalog.VDI) error {
+	res, err := s.propose(ctx, catalog.Command{Removal: &catalog.Removal{Ref: x.Ref, Generation: x.Generation}})
+	if err != nil {
+		return s.unlessTaken(x, err)
+	}
+	x = *res.VDI
 	if err := s.known(ctx); err != nil {
 		return err
 	}
@@ -93,7 +101,7 @@ func (s *Service) removeCopy(ctx context.Context, x catalog.VDI) error {
 		return nil
 	}
 	var batch []object.ID
-	err := s.cfg.Objects.List(ctx, x.Policy, func(i object.Info) error {
+	err = s.cfg.Objects.List(ctx, x.Policy, func(i object.Info) error {
 		if elsewhere[i.Key.ID.VID()] {
 			batch = append(batch, i.Key.ID)
 		}
@@ -111,20 +119,29 @@ func (s *Service) removeCopy(ctx context.Context, x catalog.VDI) error {
 		err = s.syncAll(ctx, x.Policy)
 	}
 	if err == nil {
-		err = s.freeVIDs(ctx, []catalog.Ref{x.Ref})
+		err = s.freeVIDs(ctx, []catalog.Ref{x.Ref}, x.Generation)
 	}
 	return s.unlessTaken(x, err)
 }
 
-// unlessTaken forgets that something under a deleted vid was refused because the vid is used anew.
+// unlessTaken forgets that something under a deleted vid was refused because the vid is used anew, or freed. If somebody else
+// removes what it stands for, this node looks again later.
 func (s *Service) unlessTaken(x catalog.VDI, err error) error {
-	if errors.Is(err, object.ErrStale) {
-		if now, ok := s.cfg.Catalog.Get(x.VID); !ok || now.Ref != x.Ref {
-			return nil
-		}
+	if !isStale(err) && !errors.Is(err, catalog.ErrNotFound) {
+		return err
+	}
+	now, ok := s.cfg.Catalog.Get(x.VID)
+	switch {
+	case !ok || now.Ref != x.Ref || now.State != catalog.Deleted:
+		return nil
+	case now.Generation != x.Generation:
+		return errElsewhere
 	}
 	return err
 }
+
+// errElsewhere says that another node does what this one began.
+var errElsewhere = fmt.Errorf("another node removes it: %w", object.ErrUnavailable)
 
 func (s *Service) mayBeUp(n *catalog.Node) bool { return n == nil || s.cfg.Up == nil || s.cfg.Up(*n) }
 

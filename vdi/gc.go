@@ -35,6 +35,7 @@ type collector struct {
 	deleted   atomic.Int64
 	leftovers atomic.Int64
 	sweeping  atomic.Bool
+	one       longLock // collects at a time on this node
 
 	mu        sync.Mutex
 	lastSweep time.Time
@@ -132,6 +133,10 @@ func (s *Service) collectAll(ctx context.Context) {
 // collect frees what deleted VDIs and snapshots leave. It may be given up anywhere and
 // begun anew: objects go first, then maps, then the vids.
 func (s *Service) collect(ctx context.Context) error {
+	if err := s.gc.one.LockWithin(ctx); err != nil {
+		return err
+	}
+	defer s.gc.one.Unlock()
 	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
 		if v.Move {
 			if err := s.removeCopy(ctx, v); err != nil {
@@ -458,15 +463,15 @@ func (s *Service) collected(ctx context.Context, live, dead []*member, held []ca
 			return err
 		}
 	}
-	return s.freeVIDs(ctx, free)
+	return s.freeVIDs(ctx, free, 0)
 }
 
-// freeVIDs frees deleted vids that have nothing left.
-func (s *Service) freeVIDs(ctx context.Context, list []catalog.Ref) error {
+// freeVIDs frees deleted vids that have nothing left; the generation is that of a removal.
+func (s *Service) freeVIDs(ctx context.Context, list []catalog.Ref, removal uint64) error {
 	if len(list) == 0 {
 		return nil
 	}
-	_, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: list, Keep: max(s.cfg.KeepVIDs, 0)}})
+	_, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: list, Keep: max(s.cfg.KeepVIDs, 0), Generation: removal}})
 	return err
 }
 

@@ -29,6 +29,49 @@ func holdMapWrites(o *vditest.Objects) *held {
 	return h
 }
 
+// holdNext keeps back one operation when it is on: the next of that name.
+func holdNext(o *vditest.Objects, name string) *held {
+	h := &held{began: make(chan struct{}), release: make(chan struct{})}
+	o.Fault = func(what string, _ object.ID) error {
+		if what == name && h.on.CompareAndSwap(true, false) {
+			close(h.began)
+			<-h.release
+		}
+		return nil
+	}
+	return h
+}
+
+// A flush that ends when another node has had the volume meanwhile says nothing about the map that this one has now.
+func TestGatewayFlushesWhatItHad(t *testing.T) {
+	c := vditest.NewCluster(t, 1)
+	h := holdNext(c.Objects, "sync")
+	a, b := c.Gateway("a"), c.Gateway("b")
+	create(t, a.Service, "v", 2<<30).Close()
+	vols := openAll(t, []*vditest.Gateway{a, b}, "v")
+	write(t, vols[0], 0, 512, 1)
+	h.on.Store(true)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := vols[0].Flush(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	<-h.began
+	write(t, vols[1], 1<<20, 512, 2)
+	write(t, vols[0], 1536<<20, 512, 3) // in another page of the map
+	close(h.release)
+	wg.Wait()
+	if err := a.Collect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for off, want := range map[int64]byte{0: 1, 1 << 20: 2, 1536 << 20: 3} {
+		if got := byteAt(t, vols[1], off); got != want {
+			t.Errorf("at %d there is %d, want %d", off, got, want)
+		}
+	}
+}
+
 // While the entry of an object is being stored, other gateways do not see the object. So nobody
 // sees it through its owner either: who had read it there would not find it elsewhere.
 func TestGatewayReadsNoPendingEntry(t *testing.T) {

@@ -425,14 +425,10 @@ func (c *core) finish(p *part, err error) {
 // flush makes durable what was completed before. It needs nothing but a sync: entries
 // that it makes durable are settled later.
 func (c *core) flush(r *Request) {
-	c.mu.Lock()
-	list := c.book.volatile
-	c.book.volatile = nil
-	c.mu.Unlock()
+	m, list := c.takeVolatile()
 	r.span.left = 1
 	p := &r.span.one
-	p.parent, p.flushes, p.index, p.off, p.n = r, list, 0, 0, 0
-	m := c.mapping.Load()
+	p.parent, p.mapping, p.flushes, p.index, p.off, p.n = r, m, list, 0, 0, 0
 	p.req = object.Request{Op: object.OpSync, Policy: m.policy, Volume: m.vid(), Done: partDone}
 	if r.Op != OpFlush {
 		p.req.Done = func(q *object.Request) { c.flushed(p, q.Err) }
@@ -441,17 +437,30 @@ func (c *core) flush(r *Request) {
 }
 
 func (c *core) flushed(p *part, err error) {
-	c.bookFlush(p.flushes, err)
+	c.bookFlush(p.mapping, p.flushes, err)
 	c.finish(p, err)
 }
 
-// bookFlush says what became of a flush that covered the listed changes.
-func (c *core) bookFlush(list []change, err error) {
+// takeVolatile takes the changes that a flush is to make durable, for bookFlush.
+func (c *core) takeVolatile() (*mapping, []change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := c.book.volatile
+	c.book.volatile = nil
+	return c.mapping.Load(), list
+}
+
+// bookFlush says what became of a flush that covered the listed changes of a mapping. If another node has had the
+// volume meanwhile, they are nothing that the book knows.
+func (c *core) bookFlush(m *mapping, list []change, err error) {
 	if len(list) == 0 {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.mapping.Load().table != m.table {
+		return
+	}
 	if err != nil {
 		c.book.volatile = append(c.book.volatile, list...)
 		return

@@ -53,6 +53,9 @@ func (c *core) tellSettled(ctx context.Context, m *mapping) error {
 		return nil
 	}
 	_, err := c.s.propose(ctx, catalog.Command{Settled: &catalog.Settled{Ref: v.Ref, Generation: v.Generation}})
+	if errors.Is(err, catalog.ErrStale) {
+		return nil // another node has taken it: that one asks
+	}
 	return err
 }
 

@@ -226,5 +226,5 @@ func (s *Service) freeHeldOf(ctx context.Context, family uint64) error {
 	if err := s.stillLive(ctx, live); err != nil {
 		return err
 	}
-	return s.freeVIDs(ctx, free)
+	return s.freeVIDs(ctx, free, 0)
 }

@@ -279,12 +279,8 @@ func (c *core) noteDoubt(index uint32) {
 
 // syncNow is a flush that waits.
 func (c *core) syncNow(ctx context.Context) error {
-	c.mu.Lock()
-	list := c.book.volatile
-	c.book.volatile = nil
-	c.mu.Unlock()
-	m := c.mapping.Load()
+	m, list := c.takeVolatile()
 	err := c.s.sync(ctx, m.policy, m.vid())
-	c.bookFlush(list, err)
+	c.bookFlush(m, list, err)
 	return err
 }

@@ -209,12 +209,9 @@ func (d *daemon) startNode(ctx context.Context) error {
 	d.catalog = catalog.New()
 	c := cluster.Config{
 		Dir: dir, Name: d.conf.Node.Name, Address: d.conf.Node.Address, Zone: d.conf.Node.Zone,
-		Machines: map[string]cluster.Machine{vdi.Machine: d.catalog},
-		Generation: func(vid object.VID) uint64 {
-			v, _ := d.catalog.Get(vid)
-			return v.Generation
-		},
-		Stop: d.shutdown, Delay: d.conf.Debug.StoreDelay, Logger: d.log,
+		Machines:   map[string]cluster.Machine{vdi.Machine: d.catalog},
+		Generation: d.catalog.Generation,
+		Stop:       d.shutdown, Delay: d.conf.Debug.StoreDelay, Logger: d.log,
 	}
 	if d.peerListen != nil {
 		c.Network = d.network()

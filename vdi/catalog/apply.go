@@ -62,6 +62,8 @@ func (s *state) apply(command []byte) (*VDI, error) {
 		return s.move(c.Move)
 	case c.Moved != nil:
 		return s.moved(c.Moved)
+	case c.Removal != nil:
+		return s.removal(c.Removal)
 	case c.Barrier != nil:
 		return nil, nil
 	}
@@ -504,6 +506,11 @@ func (s *state) mapGone(c *MapGone) error {
 func (s *state) collected(c *Collected) error {
 	if err := s.collectable(c.Refs); err != nil {
 		return err
+	}
+	for _, r := range c.Refs {
+		if v, err := s.find(r, Deleted); err == nil && v.Move && v.Generation != c.Generation {
+			return removedElsewhere(v)
+		}
 	}
 	for _, r := range c.Refs {
 		if _, err := s.find(r, Deleted); err == nil {

@@ -480,3 +480,31 @@ func checkOrigins(t *testing.T, m *Machine, past map[Origin][]object.VID) {
 		}
 	}
 }
+
+// A vid that nobody uses has a generation above all that it had, and below what it will have.
+func TestGenerationOfFreed(t *testing.T) {
+	m := New()
+	do := func(c Command) VDI {
+		t.Helper()
+		res, err := DecodeResult(m.Apply(c.Encode()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.VDI == nil {
+			return VDI{}
+		}
+		return *res.VDI
+	}
+	v := do(Command{Create: &Create{Name: "vm", Size: 1 << 30, SizeShift: 22, Policy: 1}})
+	if g := m.Generation(v.VID); g != v.Generation {
+		t.Errorf("generation %d, want %d", g, v.Generation)
+	}
+	do(Command{Delete: &Delete{Ref: v.Ref}})
+	deleted, _ := m.Get(v.VID)
+	do(Command{Collected: &Collected{Refs: []Ref{v.Ref}}})
+	freed := m.Generation(v.VID)
+	again := do(Command{Create: &Create{Name: "vm", Size: 1 << 30, SizeShift: 22, Policy: 1}})
+	if again.VID != v.VID || freed < deleted.Generation || freed >= again.Generation {
+		t.Errorf("generation %d when deleted, %d when freed, %d when used again", deleted.Generation, freed, again.Generation)
+	}
+}

@@ -55,6 +55,7 @@ type Command struct {
 	Record    *SetRecord `json:"record,omitempty"`
 	Move      *Move      `json:"move,omitempty"`
 	Moved     *Moved     `json:"moved,omitempty"`
+	Removal   *Removal   `json:"removal,omitempty"`
 }
 
 // Create makes an empty VDI: one without a map.
@@ -132,6 +133,13 @@ type Moved struct {
 // Member is a vid of a family as it was when it was looked at.
 type Member struct {
 	Ref
+	Generation uint64 `json:"generation"`
+}
+
+// Removal gives a deleted vid that stands for objects in another policy, Ref with that Generation, a new one: for who removes
+// them from now on. Nobody else has that one, so what others have under way is refused once it is fenced, and Collected by them too.
+type Removal struct {
+	Ref        Ref    `json:"ref"`
 	Generation uint64 `json:"generation"`
 }
 
@@ -242,10 +250,12 @@ type MapGone struct {
 
 // Collected says that deleted vids have no objects any more. They may be used again when Keep others, or a quarter of that of
 // the same name, were given up after them: freed, with no VDI behind them. See KeepVIDs; commands of older versions
-// have 0, so that an old log makes what it made.
+// have 0, so that an old log makes what it made. One that stands for objects in another policy is given up if its generation still is
+// Generation, that of its Removal: nobody removes any of them any more then, where the family may come to be again.
 type Collected struct {
-	Refs []Ref `json:"refs"`
-	Keep int   `json:"keep,omitempty"`
+	Refs       []Ref  `json:"refs"`
+	Keep       int    `json:"keep,omitempty"`
+	Generation uint64 `json:"generation,omitempty"`
 }
 
 // Adopt makes a vid that nobody knows, but which has objects, a deleted one.

@@ -76,6 +76,24 @@ func (s *state) moved(c *Moved) (*VDI, error) {
 	return s.vdis[x.VID], nil
 }
 
+// removal gives what stands for objects in another policy to who removes them.
+func (s *state) removal(c *Removal) (*VDI, error) {
+	v, err := s.find(c.Ref, Deleted)
+	if err != nil || !v.Move {
+		return nil, refuse(ErrNotFound, "what VDI %s stood for is removed, or copied anew", c.Ref.VID)
+	}
+	if v.Generation != c.Generation {
+		return nil, removedElsewhere(v)
+	}
+	v.Generation = s.next()
+	s.put(v)
+	return v, nil
+}
+
+func removedElsewhere(v *VDI) error {
+	return refuse(ErrStale, "what %q had in policy %d is removed by another node", v.Name, v.Policy)
+}
+
 func checkMembers(family []*VDI, c *Moved) error {
 	if len(family) == 0 || len(family) != len(c.Members) {
 		return refuse(ErrStale, "VDIs or snapshots were made or deleted meanwhile: try again")

@@ -135,7 +135,17 @@ func TestMove(t *testing.T) {
 	if w := get(back.Ref); w.State != Deleted || !w.Move || w.Policy != object.PolicyID(1) {
 		t.Errorf("given up: %+v", w)
 	}
-	do(Command{Collected: &Collected{Refs: []Ref{back.Ref}}})
+	back = get(back.Ref)
+	refused("of who has not taken its removal upon itself", ErrStale, Command{Collected: &Collected{Refs: []Ref{back.Ref}}})
+	removed := do(Command{Removal: &Removal{Ref: back.Ref, Generation: back.Generation}})
+	if removed.Generation <= back.Generation || removed.State != Deleted || removed.Ref != back.Ref {
+		t.Errorf("being removed: %+v", removed)
+	}
+	refused("what another one removes by now", ErrStale, Command{Removal: &Removal{Ref: back.Ref, Generation: back.Generation}})
+	refused("what is no copy", ErrNotFound, Command{Removal: &Removal{Ref: gone.Ref, Generation: gone.Generation}})
+	next := do(Command{Removal: &Removal{Ref: back.Ref, Generation: removed.Generation}})
+	refused("of who was overtaken", ErrStale, Command{Collected: &Collected{Refs: []Ref{back.Ref}, Generation: removed.Generation}})
+	do(Command{Collected: &Collected{Refs: []Ref{back.Ref}, Generation: next.Generation}})
 	if _, there := m.Get(back.VID); there {
 		t.Error("what was left is removed, its vid is not")
 	}

@@ -17,6 +17,17 @@ func (m *Machine) Get(vid object.VID) (VDI, bool) {
 	return VDI{}, false
 }
 
+// Generation is what requests under an older generation are refused by, for a vid: its own, or of one that nobody uses that which
+// is above all that it had, and below those that it will have.
+func (m *Machine) Generation(vid object.VID) uint64 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if v := m.state.vdis[vid]; v != nil {
+		return v.Generation
+	}
+	return m.state.counter
+}
+
 // Find returns the VDI of that name (tag "") or its snapshot of that tag or number.
 // It fails with ErrNotFound.
 func (m *Machine) Find(name, tag string) (VDI, error) {
