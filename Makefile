@@ -88,9 +88,9 @@ bench-iscsi: build tools ## speed of iSCSI beside tgtd on the same disk (ROUNDS=
 bench-placement: ## quality and cost of data placement, simulated up to 500 nodes
 	go test -run '^$$' -bench . -benchtime 1x ./cluster/internal/placement
 
-sim: ## a whole cluster simulated from seeds (N=2000; SEED=n tells what happens in one), and gateways of volumes (VDIS=300)
+sim: ## a whole cluster simulated from seeds (N=2000; SEED=n tells what happens in one), and gateways of volumes (VDIS=1000)
 	go test -count=1 -timeout 1h -v -run 'Simulation$(if $(SEED),$$)' ./cluster/internal/sim -sim.n $(or $(N),2000) $(if $(SEED),-sim.seed $(SEED))
-	$(if $(SEED),,go test -count=1 -timeout 1h -v -run 'Simulation$$' ./vdi -vdi.n $(or $(VDIS),300))
+	$(if $(SEED),,go test -count=1 -timeout 1h -v -run 'Simulation$$' ./vdi -vdi.n $(or $(VDIS),1000))
 
 demo: build tools ## three sheep on this machine, an ext4 image on volume vm1, one sheep killed meanwhile (EXIT=1: stop when done; IMAGE=file NODES=1 ADDRESS=127.0.0.5)
 	@integration/demo.sh
