@@ -153,40 +153,72 @@ func (m *mover) release() {
 	}
 }
 
-// own makes this node the owner of all VDIs of the family, and notes what the family is then.
+// own makes this node the owner of all VDIs of the family, and notes what the family is then: no VDI is in it that is not
+// in cores.
 func (m *mover) own(ctx context.Context) error {
 	m.cores = nil
-	for _, v := range m.s.liveOf(m.family) {
-		if v.Snapshot {
-			continue
-		}
-		c, err := m.s.acquire(ctx, v.Name, "")
-		if err != nil {
-			return err
-		}
-		m.kept = append(m.kept, c)
-		m.cores = append(m.cores, c)
-		if m.alone {
-			if err := c.admin.LockWithin(ctx); err != nil {
+	for {
+		for _, v := range m.s.liveOf(m.family) {
+			if v.Snapshot || m.opens(v) {
+				continue
+			}
+			if err := m.ownOne(ctx, v); err != nil {
 				return err
 			}
-			m.locked = append(m.locked, c)
-			err = c.ownLocked(ctx, time.Duration(c.tenure.Load()))
-		} else {
-			err = c.own(ctx)
 		}
-		if err != nil {
-			return err
+		if m.look() {
+			return nil
 		}
 	}
-	m.members, m.vids = nil, map[object.VID]bool{}
+}
+
+// look notes what the family is. It reports whether all its VDIs are open here: clones may have been made meanwhile.
+func (m *mover) look() (all bool) {
+	m.members, m.vids, all = nil, map[object.VID]bool{}, true
 	for _, v := range m.s.cfg.Catalog.Family(m.family) {
-		if !v.Move {
-			m.members = append(m.members, catalog.Member{Ref: v.Ref, Generation: v.Generation})
-			m.vids[v.VID] = true
+		if v.Move {
+			continue
+		}
+		m.members = append(m.members, catalog.Member{Ref: v.Ref, Generation: v.Generation})
+		m.vids[v.VID] = true
+		all = all && (v.State != catalog.Live || v.Snapshot || m.opens(v))
+	}
+	return all
+}
+
+func (m *mover) opens(v catalog.VDI) bool {
+	return slices.ContainsFunc(m.cores, func(c *core) bool { return c.name == v.Name })
+}
+
+// ownOne adds a VDI to cores, unless it was just deleted.
+func (m *mover) ownOne(ctx context.Context, v catalog.VDI) error {
+	c, err := m.s.acquire(ctx, v.Name, "")
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m.kept = append(m.kept, c)
+	if c.family != m.family {
+		return nil // deleted, and another one of the name was made
+	}
+	if !m.alone {
+		err = c.own(ctx)
+	} else if err = c.admin.LockWithin(ctx); err == nil {
+		if err = c.ownLocked(ctx, time.Duration(c.tenure.Load())); err == nil {
+			m.locked = append(m.locked, c)
+		} else {
+			c.admin.Unlock()
 		}
 	}
-	return nil
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		m.cores = append(m.cores, c)
+	}
+	return err
 }
 
 // unlock lets others change the VDIs as a whole.

@@ -13,6 +13,7 @@ import (
 
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
+	"sheepdog/vdi/catalog"
 	"sheepdog/vdi/vditest"
 )
 
@@ -337,5 +338,74 @@ func TestAlterCopiesAndLateCollector(t *testing.T) {
 	}
 	if r := must[vdi.CheckReport](t)(a.Check(ctx, "v", false, nil)); len(r.Problems) > 0 {
 		t.Errorf("%+v", r.Problems)
+	}
+}
+
+// A clone that is made, and written, while the node that copies waits for ownership of what it was made of, is copied
+// like the rest.
+func TestAlterCopiesAndNewClone(t *testing.T) {
+	c := vditest.NewCluster(t, 1)
+	var waits func() // called when a waits for the former owner, which b is
+	c.Config = func(cfg *vdi.Config) {
+		settled := cfg.Settled
+		if cfg.Node == "a" {
+			cfg.Settled = func(ctx context.Context, n catalog.Node, vid object.VID, generation uint64) error {
+				if waits != nil {
+					waits()
+				}
+				return settled(ctx, n, vid, generation)
+			}
+		}
+	}
+	a, b := c.Gateway("a"), c.Gateway("b")
+	v := create(t, a.Service, "v", 4<<20)
+	write(t, v, 0, 4<<20, 1)
+	must[vdi.Info](t)(a.Snapshot(ctx, "v", "s"))
+	there := openAll(t, []*vditest.Gateway{b}, "v")[0]
+	var taken, cloned sync.Once
+	c.Objects.Fault = func(what string, _ object.ID) error {
+		if what == "sums" {
+			taken.Do(func() { write(t, there, 0, 512, 2) }) // the first round is under way
+		}
+		return nil
+	}
+	var clone *vdi.Volume
+	var last [4]byte
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	waits = func() {
+		cloned.Do(func() {
+			must[vdi.Info](t)(a.Clone(ctx, "v", "s", "c"))
+			clone = open(t, a.Service, "c")
+			write(t, clone, 0, 512, 9)
+			wg.Go(func() {
+				for n := 0; ; n++ {
+					select {
+					case <-stop:
+						return
+					default:
+						last[n%4] = byte(n/4%200) + 10
+						write(t, clone, int64(n%4)<<20, 512, last[n%4])
+					}
+				}
+			})
+		})
+	}
+	_, err := a.AlterCopies(ctx, "v", 2, nil, nil)
+	close(stop)
+	wg.Wait()
+	if err != nil || clone == nil {
+		t.Fatalf("altered: %v; cloned meanwhile: %v", err, clone != nil)
+	}
+	if err := a.Collect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range last {
+		if got := byteAt(t, clone, int64(n)<<20); got != want {
+			t.Errorf("object %d of the clone has %d, want %d", n, got, want)
+		}
+	}
+	if got := byteAt(t, v, 0); got != 2 {
+		t.Errorf("the VDI has %d", got)
 	}
 }

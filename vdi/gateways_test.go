@@ -390,7 +390,7 @@ func (c *chaos) snapshots(rng *rand.Rand, stop chan struct{}) {
 			h := c.list[rng.IntN(len(c.list))]
 			h.CatchUp()
 			for n := range registers {
-				value, err := registerOf(h.Service, tag, n)
+				value, err := registerOf(h.Service, "v", tag, n)
 				if err != nil {
 					c.t.Errorf("read snapshot through %s: %v", h.Name, err)
 					return
@@ -414,8 +414,8 @@ func (c *chaos) snapshots(rng *rand.Rand, stop chan struct{}) {
 	}
 }
 
-func registerOf(s *vdi.Service, tag string, n int) (uint32, error) {
-	v, err := s.Open(ctx, "v", tag, vdi.OpenOptions{ReadOnly: true})
+func registerOf(s *vdi.Service, name, tag string, n int) (uint32, error) {
+	v, err := s.Open(ctx, name, tag, vdi.OpenOptions{ReadOnly: true})
 	if err != nil {
 		return 0, err
 	}

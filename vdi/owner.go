@@ -165,11 +165,8 @@ func (c *core) ask(ctx context.Context, hold time.Duration) error {
 	if !mine || doubted || hold >= adminHold {
 		acquire := catalog.Acquire{Ref: v.Ref, By: me, Since: v.Generation, At: c.s.now(), Hold: hold}
 		res, err := c.s.propose(ctx, catalog.Command{Acquire: &acquire})
-		if now, there := c.current(); errors.Is(err, catalog.ErrNotFound) && there == nil && now.Ref != v.Ref {
-			return fmt.Errorf("%s has another vid by now: %w", c.title(), ErrStale) // the old one was a snapshot, and deleted
-		}
 		if err != nil {
-			return err
+			return c.unlessReplaced(v.Ref, err)
 		}
 		v = *res.VDI
 		c.held = c.held || hold >= adminHold
@@ -187,6 +184,15 @@ func (c *core) ask(ctx context.Context, hold time.Duration) error {
 	}
 	c.adopt(m, v, kept)
 	return nil
+}
+
+// unlessReplaced is err, or says that what was not found under a vid was a snapshot by then, and is deleted: the volume has
+// another vid.
+func (c *core) unlessReplaced(r catalog.Ref, err error) error {
+	if now, there := c.current(); errors.Is(err, catalog.ErrNotFound) && there == nil && now.Ref != r {
+		return fmt.Errorf("%s has another vid by now: %w", c.title(), ErrStale)
+	}
+	return err
 }
 
 // takeOver returns when nobody answers or writes anything as the VDI's owner before v,

@@ -57,7 +57,7 @@ func (c *core) snapshotOwned(ctx context.Context, tag, identity string) (catalog
 	}
 	ref, err := c.s.reserve(ctx, c.name, src)
 	if err != nil {
-		return catalog.VDI{}, err
+		return catalog.VDI{}, c.unlessReplaced(src.Ref, err)
 	}
 	defer c.s.unreserve(ctx, ref)
 	if err := c.pauseSettled(ctx, m); err != nil {
@@ -73,7 +73,7 @@ func (c *core) snapshotOwned(ctx context.Context, tag, identity string) (catalog
 	res, err := c.s.propose(ctx, catalog.Command{Snapshot: &cmd})
 	if err != nil {
 		c.doubt(m) // it may be applied nevertheless: the next write looks
-		return catalog.VDI{}, err
+		return catalog.VDI{}, c.unlessReplaced(src.Ref, err)
 	}
 	taken, ok := c.s.cfg.Catalog.Get(src.VID)
 	if !ok || taken.Ref != src.Ref || !taken.Snapshot {

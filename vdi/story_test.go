@@ -43,9 +43,9 @@ type chapter struct {
 
 // told is what has come of it.
 type told struct {
-	Stories, Operations, Snapshots, Altered, Kills int
-	Seed                                           uint64 // that failed
-	Failure                                        string
+	Stories, Operations, Snapshots, Clones, Altered, Kills int
+	Seed                                                   uint64 // that failed
+	Failure                                                string
 }
 
 const toldMark = "told: "
@@ -120,14 +120,15 @@ func TestSimulation(t *testing.T) {
 		all.Stories += o.Stories
 		all.Operations += o.Operations
 		all.Snapshots += o.Snapshots
+		all.Clones += o.Clones
 		all.Altered += o.Altered
 		all.Kills += o.Kills
 		if o.Failure != "" {
 			t.Errorf("seed %d: %s\n(go test ./vdi -run Simulation -vdi.seed %d)", o.Seed, o.Failure, o.Seed)
 		}
 	}
-	t.Logf("%d stories, %d operations, %d snapshots, %d times other copies, %d gateways killed", all.Stories, all.Operations, all.Snapshots, all.Altered, all.Kills)
-	if !t.Failed() && *storySeeds >= 20 && (all.Operations < 100*all.Stories || all.Snapshots < all.Stories || all.Altered < all.Stories/4 || all.Kills == 0) {
+	t.Logf("%d stories, %d operations, %d snapshots, %d clones, %d times other copies, %d gateways killed", all.Stories, all.Operations, all.Snapshots, all.Clones, all.Altered, all.Kills)
+	if !t.Failed() && *storySeeds >= 20 && (all.Operations < 100*all.Stories || all.Snapshots < all.Stories || all.Clones < all.Stories/4 || all.Altered < all.Stories/4 || all.Kills == 0) {
 		t.Error("too little happened")
 	}
 }
@@ -148,6 +149,7 @@ type tale struct {
 	wait    time.Duration // of a client between operations, at most
 	rest    time.Duration // between snapshots, at most
 	used    int           // registers
+	cloned  []*cloned
 
 	mu       sync.Mutex
 	clock    int64
@@ -167,6 +169,7 @@ func tell(t *testing.T, seed uint64, o *told) (failure string) {
 		o.Stories++
 		o.Operations += s.count
 		o.Snapshots += s.shots
+		o.Clones += len(s.cloned)
 		o.Altered += s.altered
 		o.Kills += s.kills
 	})
@@ -185,7 +188,7 @@ func (s *tale) fail(format string, args ...any) {
 func (s *tale) run(t *testing.T) {
 	rng := rand.New(rand.NewPCG(s.seed, 9))
 	pick := func(list ...time.Duration) time.Duration { return list[rng.IntN(len(list))] }
-	t.Cleanup(func() { time.Sleep(time.Second) }) // what is under way ends after the cluster
+	t.Cleanup(func() { time.Sleep(time.Minute) }) // what is under way ends after the cluster
 	c := vditest.NewCluster(t, s.seed)
 	c.Delay = pick(50*time.Microsecond, 200*time.Microsecond, time.Millisecond)
 	c.Lag = pick(100*time.Microsecond, time.Millisecond, 5*time.Millisecond)
@@ -206,7 +209,7 @@ func (s *tale) run(t *testing.T) {
 	for i := range s.gateways {
 		s.serve(i, rng.Uint64())
 	}
-	for _, fn := range []func(*rand.Rand){s.snapshots, s.stops, s.kill, s.alters} {
+	for _, fn := range []func(*rand.Rand){s.snapshots, s.stops, s.kill, s.alters, s.clones} {
 		own := rand.New(rand.NewPCG(rng.Uint64(), 1))
 		work.Go(func() { fn(own) })
 	}
@@ -368,7 +371,7 @@ func (s *tale) snapshots(rng *rand.Rand) {
 		h := s.gateway(rng.IntN(len(gatewayNames)))
 		h.CatchUp()
 		for n := range registers {
-			value, err := registerOf(h.Service, tag, n)
+			value, err := registerOf(h.Service, "v", tag, n)
 			if err != nil {
 				if !h.Killed() {
 					s.fail("read snapshot through %s: %v", h.Name, err)
@@ -385,6 +388,130 @@ func (s *tale) snapshots(rng *rand.Rand) {
 			}
 		}
 	}
+}
+
+// cloned is a clone that one client alone uses, one operation at a time: what is in it is known.
+type cloned struct {
+	name   string
+	values [registers]uint32
+	unsure bool // a gateway was killed that had something in hand
+}
+
+// clones makes clones, and uses them.
+func (s *tale) clones(rng *rand.Rand) {
+	for k := 0; s.nap(rng, 2*s.rest); k++ {
+		c := &cloned{name: fmt.Sprint("c", k)}
+		g := s.writer(rng)
+		if err := s.clone(g, c, rng.IntN(2) == 0); err != nil {
+			if !g.Killed() {
+				s.fail("clone %s through %s: %v", c.name, g.Name, err)
+				return
+			}
+			continue
+		}
+		s.cloned = append(s.cloned, c)
+		for range rng.IntN(8) {
+			if c.unsure || !s.nap(rng, s.rest) {
+				break
+			}
+			if g, err := s.useClone(c, rng); err != nil && !g.Killed() {
+				s.fail("clone %s through %s: %v", c.name, g.Name, err)
+				return
+			}
+		}
+		if g := s.gateway(rng.IntN(len(gatewayNames))); rng.IntN(3) > 0 {
+			g.CatchUp()
+			if err := g.Delete(ctx, c.name, ""); err != nil && !g.Killed() {
+				s.fail("delete clone %s through %s: %v", c.name, g.Name, err)
+			}
+			c.unsure = true
+		}
+	}
+}
+
+// writer is a gateway that clones are changed through.
+func (s *tale) writer(rng *rand.Rand) *vditest.Gateway {
+	if s.calm {
+		return s.gateway(0)
+	}
+	return s.gateway(rng.IntN(len(gatewayNames)))
+}
+
+func (s *tale) clone(g *vditest.Gateway, c *cloned, alone bool) (err error) {
+	g.CatchUp()
+	if _, err = g.Snapshot(ctx, "v", c.name); err != nil {
+		return err
+	}
+	if _, err = g.Clone(ctx, "v", c.name, c.name); err != nil {
+		return err
+	}
+	for n := range registers {
+		if c.values[n], err = registerOf(g.Service, "v", c.name, n); err != nil {
+			return err
+		}
+	}
+	if alone {
+		err = g.Delete(ctx, "v", c.name)
+	}
+	return err
+}
+
+// useClone changes a clone through one gateway, and reads it through another.
+func (s *tale) useClone(c *cloned, rng *rand.Rand) (*vditest.Gateway, error) {
+	g := s.writer(rng)
+	g.CatchUp()
+	c.unsure = true
+	for range 1 + rng.IntN(3) {
+		if err := s.changeClone(g, c, rng); err != nil {
+			return g, err
+		}
+	}
+	c.unsure = false
+	h := s.gateway(rng.IntN(len(gatewayNames)))
+	h.CatchUp()
+	return h, c.verify(h)
+}
+
+// changeClone writes into a clone, or takes a snapshot, writes, and rolls it back: then it is what it was.
+func (s *tale) changeClone(g *vditest.Gateway, c *cloned, rng *rand.Rand) error {
+	n, value, p := rng.IntN(registers), s.value(), make([]byte, 512)
+	binary.LittleEndian.PutUint32(p, value)
+	tag := fmt.Sprint("t", value)
+	back := rng.IntN(3) == 0
+	if back {
+		if _, err := g.Snapshot(ctx, c.name, tag); err != nil {
+			return err
+		}
+	}
+	v, err := g.Open(ctx, c.name, "", vdi.OpenOptions{Client: "story"})
+	if err != nil {
+		return err
+	}
+	_, err = v.WriteAt(ctx, p, register(n))
+	if err := errors.Join(err, v.Close()); err != nil {
+		return err
+	}
+	if !back {
+		c.values[n] = value
+		return nil
+	}
+	if _, err := g.Rollback(ctx, c.name, tag); err != nil {
+		return err
+	}
+	return g.Delete(ctx, c.name, tag)
+}
+
+func (c *cloned) verify(g *vditest.Gateway) error {
+	for n, want := range c.values {
+		got, err := registerOf(g.Service, c.name, "", n)
+		if err != nil {
+			return err
+		}
+		if got != want {
+			return fmt.Errorf("register %d is %d, want %d", n, got, want)
+		}
+	}
+	return nil
 }
 
 // alters changes how many copies the VDI has, which is refused if others write it.
@@ -444,13 +571,22 @@ func (s *tale) finish() {
 		g.CatchUp()
 		for n := range registers {
 			o := operation{begin: s.tick()}
-			value, err := registerOf(g.Service, "", n)
+			value, err := registerOf(g.Service, "v", "", n)
 			if err != nil {
 				s.fail("read through %s in the end: %v", g.Name, err)
 				return
 			}
 			o.value = value
 			s.note(n, nil, o)
+		}
+	}
+	for _, c := range s.cloned {
+		g := s.gateways[len(c.name)%len(s.gateways)]
+		if c.unsure {
+			continue
+		}
+		if err := c.verify(g); err != nil {
+			s.fail("clone %s through %s in the end: %v", c.name, g.Name, err)
 		}
 	}
 	for n, ops := range s.ops {
@@ -471,13 +607,18 @@ func (s *tale) finish() {
 			}
 		}
 	}
-	r, err := s.gateways[0].Check(ctx, "v", false, nil)
-	for _, p := range r.Problems {
-		if p.Kind != vdi.ProblemLeftover {
-			err = errors.Join(err, fmt.Errorf("%+v", p))
+	for _, v := range g.Catalog.List() {
+		if v.Snapshot {
+			continue
 		}
-	}
-	if err != nil {
-		s.fail("check: %v", err)
+		r, err := g.Check(ctx, v.Name, false, nil)
+		for _, p := range r.Problems {
+			if p.Kind != vdi.ProblemLeftover {
+				err = errors.Join(err, fmt.Errorf("%+v", p))
+			}
+		}
+		if err != nil {
+			s.fail("check %s: %v", v.Name, err)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package vdi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -236,6 +237,9 @@ func (t *transition) copy(ctx context.Context, ancestor object.VID) error {
 		Dst: object.DataID(t.m.vid(), t.p.index), Src: object.DataID(ancestor, t.p.index), DstPolicy: t.m.policy, SrcPolicy: t.m.policy,
 		SizeShift: t.c.shift, Volume: t.m.vid(), Generation: t.generation,
 	})
+	if isMissing(err) {
+		err = cmp.Or(t.c.s.unmoved(ctx, t.m.place()), err)
+	}
 	if err != nil {
 		return fmt.Errorf("copy on write: %w", err)
 	}

@@ -225,11 +225,11 @@ func (s *state) rollback(c *Rollback) (*VDI, error) {
 		if old.Lock != nil {
 			return nil, lockedError(old)
 		}
+		if c.Generation != 0 && c.Generation != old.Generation { // who owned it a moment ago may try again
+			return nil, elsewhere(old)
+		}
 		if old.Owner != nil && *old.Owner != c.By {
 			return nil, refuse(ErrBusy, "%q is in use on node %q", old.Name, old.Owner.Name)
-		}
-		if c.Generation != 0 && c.Generation != old.Generation {
-			return nil, elsewhere(old)
 		}
 		v.SnapshotID, v.Attributes, v.Created, v.Hold, v.Replaced = old.SnapshotID, old.Attributes, old.Created, old.Hold, old.Replaced+1
 		s.drop(old)
