@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -9,8 +10,9 @@ import (
 	"sheepdog/integration/rig"
 )
 
-// A volume of one copy with a snapshot gets three while a client writes and verifies it. Then a node that is killed
-// takes nothing. It gets two while it is written, and of what was before nothing is left.
+// A volume of one copy with a snapshot gets three while a client writes and verifies it through another node than the one
+// that is asked. Then a node that is killed takes nothing. It gets two while it is written, and of what was before nothing
+// is left.
 func TestAlterCopies(t *testing.T) {
 	f := rig.NewFlock(t, 3, 1)
 	n1, n2, n3 := f.Nodes[0], f.Nodes[1], f.Nodes[2]
@@ -19,12 +21,10 @@ func TestAlterCopies(t *testing.T) {
 	time.Sleep(time.Second)
 	n1.Dog("vdi", "snapshot", "v", "-s", "before")
 	before := rig.ImageSum(t, n2.URI("v@before"))
-	if r := n2.DogRun("vdi", "alter-copy", "v", "-c", "3"); r.Code != 1 || !strings.Contains(r.Stderr, `written through node "n1"`) {
-		t.Errorf("it is written through another node: status %d, %s%s", r.Code, r.Stdout, r.Stderr)
-	}
 	reportStall(t, h, "undisturbed", stallLimit)
 
-	alter(t, n1, 1, "3")
+	alter(t, n2, 1, "3")
+	expectAlteredBy(t, n1, 1)
 	reportStall(t, h, "one copy becomes three", movingLimit())
 	expectCopies(t, f, 3)
 
@@ -40,7 +40,8 @@ func TestAlterCopies(t *testing.T) {
 
 	h.start(n2)
 	time.Sleep(500 * time.Millisecond)
-	alter(t, n2, 3, "2")
+	alter(t, n3, 3, "2")
+	expectAlteredBy(t, n2, 1)
 	h.end()
 	expectAltered(t, f, h, 2, before)
 }
@@ -72,6 +73,83 @@ func TestAlterCopiesInterrupted(t *testing.T) {
 	h.end()
 	f.Back(wholeLimit, 0)
 	expectAltered(t, f, h, 3, before)
+}
+
+// alterAsked is what a node logs that alters copies because another one was asked to.
+const alterAsked = `copies are to be altered`
+
+func expectAlteredBy(t *testing.T, s *rig.Sheep, times int) {
+	t.Helper()
+	if n := strings.Count(s.Log(), alterAsked); n != times {
+		t.Errorf("%s has altered copies %d times that another node was asked for, want %d", s.Host(), n, times)
+	}
+}
+
+// The node that writes a volume is killed while it alters the copies for another one. That says so at once; nothing is
+// changed or lost, and asked again it does so itself.
+func TestAlterCopiesWriterKilled(t *testing.T) {
+	f := rig.NewFlock(t, 3, 2)
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	h := newHerder(t, f, "v")
+	h.start(n2)
+	time.Sleep(time.Second)
+	n1.Dog("vdi", "snapshot", "v", "-s", "before")
+	before := rig.ImageSum(t, n1.URI("v@before"))
+	time.Sleep(500 * time.Millisecond) // n2 owns it again
+	h.mayFail.Store(true)
+	ended := make(chan rig.Result, 1)
+	go func() { ended <- n1.DogRun("vdi", "alter-copy", "v", "-c", "3") }()
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(n2.Log(), alterAsked); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("n2 is not asked: %+v", <-ended)
+		}
+	}
+	n2.Kill()
+	killed := time.Now()
+	r := <-ended
+	t.Logf("%v after n2 was killed: %s%s", time.Since(killed).Round(time.Millisecond), r.Stdout, r.Stderr)
+	if r.Code != 1 || !strings.Contains(r.Stderr, `"n2"`) || !strings.Contains(r.Stderr, "ask again") {
+		t.Errorf("status %d", r.Code)
+	}
+	h.end()
+	h.mayFail.Store(false)
+	h.verify(n1, false)
+
+	h.start(f.Nodes[2])
+	n1.Dog("vdi", "alter-copy", "v", "-c", "3")
+	h.end()
+	f.Back(wholeLimit, 1)
+	expectAltered(t, f, h, 3, before)
+}
+
+// A volume and its clone are written through two nodes all the time. Copies are altered nevertheless, through one of them or
+// a third one: writes wait, and none fails.
+func TestAlterCopiesWrittenThroughTwo(t *testing.T) {
+	f := rig.NewFlock(t, 3, 2)
+	n1, n2, n3 := f.Nodes[0], f.Nodes[1], f.Nodes[2]
+	v := newHerder(t, f, "v")
+	n1.Dog("vdi", "snapshot", "v", "-s", "empty")
+	n1.Dog("vdi", "clone", "v", "c", "-s", "empty")
+	f.Know("c")
+	c := herderOf(t, f, "c")
+	v.start(n1)
+	c.start(n2)
+	time.Sleep(time.Second)
+	reportStall(t, v, "undisturbed", stallLimit)
+	for i, s := range []*rig.Sheep{n3, n2, n1} {
+		began := time.Now()
+		t.Logf("%s%v", s.Dog("vdi", "alter-copy", "v", "-c", fmt.Sprint(3-i%2)), time.Since(began).Round(time.Millisecond))
+		reportStall(t, v, "through n1", 2*time.Second)
+		reportStall(t, c, "through n2", 2*time.Second)
+	}
+	v.end()
+	c.end()
+	awaitCollected(t, f)
+	for _, s := range f.Nodes {
+		v.verify(s, false)
+		c.verify(s, false)
+		rig.Contains(t, s.Dog("cluster", "check"), "objects are as they should be")
+	}
 }
 
 // expectAltered fails unless v has so many copies, its content and that of its snapshot are what they were through every

@@ -48,6 +48,12 @@ type herder struct {
 func newHerder(t *testing.T, f *rig.Flock, volume string) *herder {
 	t.Helper()
 	f.Nodes[0].Dog("vdi", "create", volume, fmt.Sprint(flockBytes))
+	return herderOf(t, f, volume)
+}
+
+// herderOf makes a client of a volume that nobody has written.
+func herderOf(t *testing.T, f *rig.Flock, volume string) *herder {
+	t.Helper()
 	h := &herder{t: t, volume: volume, blocks: make([]history, flockBlocks), made: time.Now(), strain: newStrain(t)}
 	for i := range h.blocks {
 		h.blocks[i].writes = []uint64{0}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,9 +58,10 @@ func (s *Service) member(ctx context.Context, name string) (catalog.VDI, error) 
 // removed in the background. Until then everything is as before, also if it fails, ctx ends, or the node does: what was
 // copied is removed then, or is made use of if it is asked again before.
 //
-// This node must be the one that writes these VDIs: it takes ownership, and if another node takes it back because a
-// client writes there it fails with ErrBusy. Begun is called before anything is copied, nil is allowed. Besides, it fails with
-// ErrNotFound, ErrInvalid, ErrNoSpace, ErrLocked, ErrCorrupt, ErrUnavailable.
+// This node takes ownership of these VDIs; so it is best done by the node that Writer names. Clients of another node
+// that write meanwhile are made to wait in the end, for less than Config.ResendWithin; where the family is too large for that
+// it fails with an *Elsewhere. Begun is called before anything is copied, nil is allowed. Besides, it fails with
+// ErrBusy, ErrNotFound, ErrInvalid, ErrNoSpace, ErrLocked, ErrCorrupt, ErrUnavailable.
 func (s *Service) AlterCopies(ctx context.Context, name string, copies int, begun func(Altered) error, p Progress) (Altered, error) {
 	a, err := s.alterCopies(ctx, name, copies, begun, p)
 	if err != nil {
@@ -121,6 +123,39 @@ func (s *Service) alterCopies(ctx context.Context, name string, copies int, begu
 	return a, err
 }
 
+// Writer tells through which other node that is up the VDIs of a family are written: the one that alters their copies without
+// making anybody wait. It is "" if this node owns some of them, or nobody any.
+func (s *Service) Writer(ctx context.Context, name string) (node string, err error) {
+	if err := s.catchUp(ctx); err != nil {
+		return "", explain(err, "look up who writes %q", name)
+	}
+	v, err := s.member(ctx, name)
+	if err != nil {
+		return "", explain(err, "look up volume")
+	}
+	for _, w := range s.liveOf(v.Family) {
+		switch {
+		case w.Snapshot || w.Owner == nil:
+		case w.Owner.Name == s.cfg.Node:
+			return "", nil
+		case s.mayBeUp(w.Owner) && (node == "" || w.Ref == v.Ref): // of several, the one that writes what is asked for
+			node = w.Owner.Name
+		}
+	}
+	return node, nil
+}
+
+// Elsewhere is an ErrBusy: VDIs are written through other nodes all the time.
+type Elsewhere struct {
+	Node string // one of them
+	text string
+}
+
+func (e *Elsewhere) Error() string { return e.text + ": " + ErrBusy.Error() }
+
+// Unwrap makes it an ErrBusy.
+func (e *Elsewhere) Unwrap() error { return ErrBusy }
+
 // mover moves a family to another policy.
 type mover struct {
 	s        *Service
@@ -131,14 +166,17 @@ type mover struct {
 	progress Progress
 
 	total   int64            // bytes, about
+	objects int              // likewise
 	members []catalog.Member // of the family, as looked at by own
 	vids    map[object.VID]bool
 	cores   []*core // of its VDIs, by vid
 	alone   bool    // nobody else changes a VDI as a whole
 	locked  []*core // whose admin is held
 	looked  time.Time
-	lost    int     // how often in a row a VDI was another node's
-	kept    []*core // released in the end
+	lost    int           // how often in a row a VDI was another node's
+	looking time.Duration // that the last look at all objects took
+	hold    time.Duration // for how long others are kept from the VDIs, 0: only as who writes does
+	kept    []*core       // released in the end
 	copied  atomic.Int64
 	pause   time.Duration
 
@@ -206,9 +244,10 @@ func (m *mover) ownOne(ctx context.Context, v catalog.VDI) error {
 	if !m.alone {
 		err = c.own(ctx)
 	} else if err = c.admin.LockWithin(ctx); err == nil {
-		if err = c.ownLocked(ctx, time.Duration(c.tenure.Load())); err == nil {
+		if err = c.ownLocked(ctx, max(m.hold, time.Duration(c.tenure.Load()))); err == nil {
 			m.locked = append(m.locked, c)
 		} else {
+			c.letGo(ctx)
 			c.admin.Unlock()
 		}
 	}
@@ -221,9 +260,10 @@ func (m *mover) ownOne(ctx context.Context, v catalog.VDI) error {
 	return err
 }
 
-// unlock lets others change the VDIs as a whole.
-func (m *mover) unlock() {
+// unlock lets others change the VDIs as a whole, and write them through other nodes.
+func (m *mover) unlock(ctx context.Context) {
 	for _, c := range m.locked {
+		c.letGo(ctx)
 		c.admin.Unlock()
 	}
 	m.locked = nil
@@ -234,12 +274,17 @@ const (
 	lookEvery = 200 * time.Millisecond
 	// maxLost is how often in a row it may not, before somebody is said to write through another one.
 	maxLost = 8
+	// maxHeld is how many objects a family may have for others to be kept from it while all are compared: that takes about
+	// a second.
+	maxHeld = 8192
+	// heldAttempts bounds how often others are kept from a family.
+	heldAttempts = 3
 )
 
 // keep takes the VDIs back that another node has taken since the last time: somebody wrote there now and then, or took a
-// snapshot. Who writes there all the time has them again the next time.
+// snapshot. Who writes there all the time has them again the next time, and is let go on until all is copied.
 func (m *mover) keep(ctx context.Context) error {
-	if time.Since(m.looked) < lookEvery {
+	if m.lost == maxLost || time.Since(m.looked) < lookEvery {
 		return nil
 	}
 	m.looked = time.Now()
@@ -249,6 +294,9 @@ func (m *mover) keep(ctx context.Context) error {
 		return nil
 	}
 	if m.lost++; m.lost == maxLost {
+		if m.objects <= maxHeld {
+			return nil
+		}
 		return busy
 	}
 	for _, c := range m.cores {
@@ -259,14 +307,20 @@ func (m *mover) keep(ctx context.Context) error {
 	return nil
 }
 
-// stillOwned fails with ErrBusy if another node has taken one of the VDIs: a client writes there.
+// stillOwned fails with an *Elsewhere if other nodes have taken some of the VDIs: clients write there.
 func (m *mover) stillOwned() error {
+	var list []string
+	var node string
 	for _, v := range m.s.liveOf(m.family) {
 		if !v.Snapshot && v.Owner != nil && v.Owner.Name != m.s.cfg.Node {
-			return fmt.Errorf("%q is written through node %q: run the command there if it writes all VDIs concerned, or stop what uses it: %w", v.Name, v.Owner.Name, ErrBusy)
+			list = append(list, fmt.Sprintf("%q is written through node %q", v.Name, v.Owner.Name))
+			node = cmp.Or(node, v.Owner.Name)
 		}
 	}
-	return nil
+	if node == "" {
+		return nil
+	}
+	return &Elsewhere{node, strings.Join(list, ", ") + ": stop who writes there, or use all VDIs concerned through one node"}
 }
 
 // measure finds out how much there is, and whether there is certainly no room for it.
@@ -274,6 +328,7 @@ func (m *mover) measure(ctx context.Context) error {
 	err := m.s.cfg.Objects.List(ctx, m.from, func(i object.Info) error {
 		if m.vids[i.Key.ID.VID()] {
 			m.total += int64(i.Allocated)
+			m.objects++
 		}
 		return ctx.Err()
 	})
@@ -302,10 +357,15 @@ func (m *mover) move(ctx context.Context) error {
 	if err := m.round(ctx, true); err != nil {
 		return err
 	}
-	for n := 1; ; n++ {
-		m.alone = n > moveAttempts/2
+	for n, held := 1, 0; ; n++ {
+		// Who is kept from writing waits for one more look at all objects, and must not have waited for too long for what
+		// it has under way to be sent again.
+		if m.hold = 0; n > 1 && held < heldAttempts && m.looking <= m.s.cfg.ResendWithin/2 && m.stillOwned() != nil {
+			m.hold, held = adminHold, held+1
+		}
+		m.alone = m.hold > 0 || n > moveAttempts/2
 		err := m.follow(ctx)
-		m.unlock()
+		m.unlock(context.WithoutCancel(ctx))
 		switch {
 		case err == nil || !isStale(err) && !errors.Is(err, catalog.ErrBusy):
 			return err
@@ -358,6 +418,7 @@ func (m *mover) follow(ctx context.Context) error {
 	if err := m.own(ctx); err != nil {
 		return err
 	}
+	owned := time.Now()
 	for _, c := range m.cores {
 		c.tracker.Store(newTracker((c.size.Load() + c.objectSize() - 1) >> c.shift))
 	}
@@ -367,7 +428,11 @@ func (m *mover) follow(ctx context.Context) error {
 	if err := m.sweep(ctx); err != nil {
 		return err
 	}
+	m.looking = time.Since(owned)
 	allowed := quickRound
+	if m.hold > 0 { // the sooner it is over the better, for others wait anyway
+		allowed = max(allowed, m.s.cfg.ResendWithin/4)
+	}
 	for n := 1; allowed <= longRound; n++ {
 		began := time.Now()
 		if err := m.again(ctx, false); err != nil {
@@ -375,6 +440,9 @@ func (m *mover) follow(ctx context.Context) error {
 		}
 		if time.Since(began) <= allowed {
 			return m.change(ctx)
+		}
+		if m.hold > 0 && time.Since(owned) > m.s.cfg.ResendWithin/2 {
+			return errDisowned // others have waited for long enough
 		}
 		if n > quickRounds {
 			allowed *= 2

@@ -283,9 +283,9 @@ func (a *app) vdiAlterCopy() *cobra.Command {
 clones of them, and what it is a clone of; they are listed before anything is done. Everything is copied,
 and then all change over at once; what was before is removed in the background. So there must be room for both meanwhile.
 
-Clients of the node that is asked go on; their writes wait for a moment in the end. While it runs, the VDIs concerned
-must not be written through other nodes: if one is, the command is refused and says which, and where. Then ask that node (-a),
-or stop who writes there. Reading through others is no matter, and neither are snapshots.
+Any node may be asked: the one that writes the VDIs concerned does it. Its clients go on; their writes wait for a moment
+in the end. Where several nodes write some of them all the time, clients of the others wait for up to a second or two; if
+there is too much for that, the command is refused, and says who writes what. Then stop some, or try when less is written.
 
 If it is interrupted, or its node fails, everything is as before, and what was copied is removed in the background; asked
 again before that it makes use of it. Space of VDIs and snapshots concerned that are deleted meanwhile comes back afterwards.

@@ -15,21 +15,34 @@ const progressEvery = 200 * time.Millisecond
 
 // progress returns what tells clients of progress. If they are gone, the work's context
 // ends by itself.
-func (l *lines) progress(what string) vdi.Progress {
+func (l *lines) progress(what string) vdi.Progress { return progressTo(l.event, what) }
+
+func progressTo(tell func(api.Event) error, what string) vdi.Progress {
 	var last time.Time
 	return func(done, total int64) {
 		if now := time.Now(); now.Sub(last) >= progressEvery {
 			last = now
-			l.write(api.Event{Progress: &api.Progress{Done: done, Total: total, What: what}})
+			tell(api.Event{Progress: &api.Progress{Done: done, Total: total, What: what}})
 		}
 	}
 }
 
-func (l *lines) finish(r *api.CheckReport, err error) error {
-	if err == nil {
-		err = l.write(api.Event{Report: r})
+func (l *lines) event(e api.Event) error { return l.write(e) }
+
+// events does long work whose answer is events. The context ends when the client goes or the server stops; do returns
+// the last event.
+func (c *call) events(do func(context.Context, *lines) (api.Event, error)) error {
+	ctx, release, err := c.s.transfer(c.r.Context())
+	if err != nil {
+		return err
 	}
-	return l.end(err, func(e *api.Error) any { return api.Event{Error: e} })
+	defer release()
+	l := c.lines()
+	last, err := do(ctx, l)
+	if err == nil {
+		err = l.event(last)
+	}
+	return l.end(cause(ctx, err), func(e *api.Error) any { return api.Event{Error: e} })
 }
 
 func (c *call) check() error {
@@ -37,15 +50,11 @@ func (c *call) check() error {
 	if err != nil {
 		return err
 	}
-	ctx, release, err := c.s.transfer(c.r.Context())
-	if err != nil {
-		return err
-	}
-	defer release()
-	l := c.lines()
-	report := api.CheckReport{Problems: []api.Problem{}}
-	err = c.checkOne(ctx, l, &report, c.name(), repair)
-	return l.finish(&report, cause(ctx, err))
+	return c.events(func(ctx context.Context, l *lines) (api.Event, error) {
+		report := &api.CheckReport{Problems: []api.Problem{}}
+		err := c.checkOne(ctx, l, report, c.name(), repair)
+		return api.Event{Report: report}, err
+	})
 }
 
 // cause prefers why a context ended to the fact that it did.
@@ -90,18 +99,15 @@ func (c *call) checkAll() error {
 	if err != nil {
 		return err
 	}
-	ctx, release, err := c.s.transfer(c.r.Context())
-	if err != nil {
-		return err
-	}
-	defer release()
-	if err := c.s.cfg.Cluster.Ready(); err != nil {
-		return fmt.Errorf("check the cluster: %w", err)
-	}
 	content := c.query("content") != "false"
-	l := c.lines()
-	report := api.CheckReport{Problems: []api.Problem{}}
-	return l.finish(&report, cause(ctx, c.checkEverything(ctx, l, &report, repair, content)))
+	return c.events(func(ctx context.Context, l *lines) (api.Event, error) {
+		if err := c.s.cfg.Cluster.Ready(); err != nil {
+			return api.Event{}, fmt.Errorf("check the cluster: %w", err)
+		}
+		report := &api.CheckReport{Problems: []api.Problem{}}
+		err := c.checkEverything(ctx, l, report, repair, content)
+		return api.Event{Report: report}, err
+	})
 }
 
 // checkEverything begins with what repairs content, so that what is found later is not the

@@ -24,6 +24,8 @@ type Volumes interface {
 	Snapshot(ctx context.Context, name, tag string) (vdi.Info, error)
 	Clone(ctx context.Context, src, tag, dst string) (vdi.Info, error)
 	Rollback(ctx context.Context, name, tag string) (vdi.Info, error)
+	// Writer tells which other node alters the copies of a VDI better; "": this one does.
+	Writer(ctx context.Context, name string) (node string, err error)
 	AlterCopies(ctx context.Context, name string, copies int, begun func(vdi.Altered) error, p vdi.Progress) (vdi.Altered, error)
 
 	Open(ctx context.Context, name, tag string, o vdi.OpenOptions) (*vdi.Volume, error)

@@ -91,7 +91,8 @@ func (s *Server) answer(ctx context.Context, from string, b []byte) (status int,
 	if err := json.Unmarshal(b, &q); err != nil {
 		return 0, nil, refuse(api.KindInvalid, "the question of node %q makes no sense: %v", from, err)
 	}
-	i := slices.IndexFunc(nodeRoutes, func(r route) bool { return r.perNode && r.method == q.Method && r.path == q.Path })
+	routes := slices.Concat(nodeRoutes, betweenRoutes)
+	i := slices.IndexFunc(routes, func(r route) bool { return r.perNode && r.method == q.Method && r.path == q.Path })
 	if i < 0 {
 		return 0, nil, refuse(api.KindNoRoute, "node %q runs a version that has no %s %s for other nodes", s.cfg.Node, q.Method, q.Path)
 	}
@@ -101,17 +102,17 @@ func (s *Server) answer(ctx context.Context, from string, b []byte) (status int,
 	}
 	r.URL.RawQuery, r.RemoteAddr = q.Query, "node "+from
 	c := &call{s: s, w: &recorder{}, r: r}
-	if err := c.checkQuery(&nodeRoutes[i]); err != nil {
+	if err := c.checkQuery(&routes[i]); err != nil {
 		return 0, nil, err
 	}
-	v, err := nodeRoutes[i].answers(c)
+	v, err := routes[i].answers(c)
 	if err != nil {
 		return 0, nil, err
 	}
 	if answer, err = json.Marshal(v); err != nil {
 		return 0, nil, fmt.Errorf("encode the answer: %w", err)
 	}
-	return nodeRoutes[i].success(), answer, nil
+	return routes[i].success(), answer, nil
 }
 
 // askAll asks all other nodes that are up at once; failed has the errors of those that did

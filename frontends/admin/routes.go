@@ -154,6 +154,13 @@ var contentRoutes = []route{
 	{method: "PUT", path: vdiPath + "/restore", summary: "Restore a backup into a VDI, and take its snapshot there", bodyType: api.TypeBytes, answer: api.VDI{}, answers: (*call).restore},
 }
 
+// betweenRoutes are what nodes ask of each other alone: they are not served.
+var betweenRoutes = []route{
+	{method: "POST", path: alteringsPath, perNode: true, body: alterWork{}, answer: api.Event{}, answers: (*call).beginAltering},
+	{method: "GET", path: alteringsPath, perNode: true, query: []param{{"id", "string", ""}}, answer: api.Event{}, answers: (*call).alteringState},
+	{method: "DELETE", path: alteringsPath, perNode: true, query: []param{{"id", "string", ""}}, answers: (*call).endAltering},
+}
+
 // attachedRoutes are about attributes and locks.
 var attachedRoutes = []route{
 	{method: "GET", path: vdiPath + "/attributes", summary: "All attributes of a VDI", answer: map[string]string{}, answers: (*call).attributes},

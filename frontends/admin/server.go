@@ -31,7 +31,8 @@ type Server struct {
 	metrics   *metrics
 	openapi   []byte
 
-	scrub scrubbing
+	scrub     scrubbing
+	alterings alterings // for other nodes
 
 	stopOnce sync.Once
 	stopping chan struct{} // closed when transfers are to end
@@ -98,6 +99,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) Close() error {
 	s.stopOnce.Do(func() { close(s.stopping) })
 	s.scrub.wait.Wait()
+	s.alterings.wait.Wait()
 	return nil
 }
 

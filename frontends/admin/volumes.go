@@ -104,38 +104,6 @@ func (c *call) resize() (any, error) {
 	return described(c.s.cfg.Volumes.Resize(c.r.Context(), c.name(), q.Size))
 }
 
-// alterCopies ends when its client goes: everything is as before then.
-func (c *call) alterCopies() error {
-	var q api.CopiesRequest
-	if err := c.body(&q); err != nil {
-		return err
-	}
-	ctx, release, err := c.s.transfer(c.r.Context())
-	if err != nil {
-		return err
-	}
-	defer release()
-	l := c.lines()
-	begun := func(a vdi.Altered) error { return l.write(api.Event{Altering: c.altered(a)}) }
-	a, err := c.s.cfg.Volumes.AlterCopies(ctx, c.name(), q.Copies, begun, l.progress(c.name()))
-	if err == nil {
-		err = l.write(api.Event{Altered: c.altered(a)})
-	}
-	return l.end(cause(ctx, err), func(e *api.Error) any { return api.Event{Error: e} })
-}
-
-func (c *call) altered(a vdi.Altered) *api.Altered {
-	r := &api.Altered{Name: c.name(), From: a.From, To: a.To, VDIs: []string{}, Copied: a.Bytes, Pause: a.Pause.Seconds()}
-	for _, i := range a.Volumes {
-		name := i.Name
-		if tag := snapshotName(i); tag != "" {
-			name += "@" + tag
-		}
-		r.VDIs = append(r.VDIs, name)
-	}
-	return r
-}
-
 func (c *call) snapshot() (any, error) {
 	var q api.SnapshotRequest
 	if err := c.body(&q); err != nil {

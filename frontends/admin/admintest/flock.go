@@ -39,8 +39,11 @@ func (s *Sheep) Join(t testing.TB, volumes admin.Volumes) {
 }
 
 // Lone returns a server that listens to nobody and has no volumes: for what needs none.
-func Lone() (*admin.Server, error) {
-	return admin.New(newSheep("n1").config(noVolumes{}))
+func Lone() (*admin.Server, error) { return LoneWith(noVolumes{}) }
+
+// LoneWith returns a server that listens to nobody.
+func LoneWith(volumes admin.Volumes) (*admin.Server, error) {
+	return admin.New(newSheep("n1").config(volumes))
 }
 
 // noVolumes must not be asked for volumes.
