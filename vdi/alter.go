@@ -115,7 +115,7 @@ func (s *Service) alterCopies(ctx context.Context, name string, copies int, begu
 	defer s.unreserve(ctx, x.Ref)
 	m.x = x
 	if len(now) == 0 {
-		return a, fmt.Errorf("it was deleted meanwhile: %w", ErrNotFound)
+		return a, errAlteredGone
 	}
 	m.from, a.From = now[0].Policy, s.cfg.CopiesOf(now[0].Policy)
 	err = m.move(ctx)
@@ -155,6 +155,8 @@ func (e *Elsewhere) Error() string { return e.text + ": " + ErrBusy.Error() }
 
 // Unwrap makes it an ErrBusy.
 func (e *Elsewhere) Unwrap() error { return ErrBusy }
+
+var errAlteredGone = fmt.Errorf("it was deleted meanwhile: %w", ErrNotFound)
 
 // mover moves a family to another policy.
 type mover struct {
@@ -417,6 +419,9 @@ func (m *mover) follow(ctx context.Context) error {
 	}
 	if err := m.own(ctx); err != nil {
 		return err
+	}
+	if len(m.s.liveOf(m.family)) == 0 { // what is deleted could be moved as well, but nobody would have more copies of it
+		return errAlteredGone
 	}
 	owned := time.Now()
 	for _, c := range m.cores {

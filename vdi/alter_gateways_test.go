@@ -179,3 +179,153 @@ func TestWriter(t *testing.T) {
 		t.Errorf("of nothing: %v", err)
 	}
 }
+
+// Only snapshots are left of a VDI, and catalogs are behind. Whatever others do while they are copied, what there is then
+// has its content and one policy; a reader that has one open finds it at any time.
+func TestAlterCopiesOfSnapshotsBehind(t *testing.T) {
+	for seed, x := range []struct {
+		what string
+		do   func(g *vdi.Service) error
+		left []string // volumes, of which each has what its name says
+		err  error
+	}{
+		{"nothing", func(*vdi.Service) error { return nil }, []string{"v@1", "v@2"}, nil},
+		{"delete one", func(g *vdi.Service) error { return g.Delete(ctx, "v", "2") }, []string{"v@1"}, nil},
+		{"delete all", func(g *vdi.Service) error {
+			return errors.Join(g.Delete(ctx, "v", "1"), g.Delete(ctx, "v", "2"), g.Collect(ctx))
+		}, nil, vdi.ErrNotFound},
+		{"clone, write", func(g *vdi.Service) error {
+			_, err := g.Clone(ctx, "v", "1", "w")
+			return errors.Join(err, fill(g, "w", '3'))
+		}, []string{"v@1", "v@2", "w@3"}, nil},
+		{"go back to one, write, delete that", func(g *vdi.Service) error {
+			_, err := g.Rollback(ctx, "v", "1")
+			return errors.Join(err, fill(g, "v", '3'), g.Delete(ctx, "v", "1"), g.Collect(ctx))
+		}, []string{"v@2", "v@3"}, nil},
+		{"make it anew", func(g *vdi.Service) error {
+			_, err := g.Create(ctx, vdi.CreateOptions{Name: "v", Size: behindSize, ObjectSizeShift: 20})
+			return errors.Join(err, fill(g, "v", '3'), g.Delete(ctx, "v", "2"))
+		}, []string{"v@1", "v@3"}, nil},
+	} {
+		for _, when := range []string{"write", "sums", "sync"} {
+			t.Run(x.what+" before the first "+when, func(t *testing.T) {
+				snapshotsBehind(t, uint64(seed), when, x.do, x.left, x.err)
+			})
+		}
+	}
+}
+
+const behindSize = 6 << 20
+
+// fill writes all of a VDI.
+func fill(g *vdi.Service, name string, b byte) error {
+	v, err := g.Open(ctx, name, "", vdi.OpenOptions{Client: "test"})
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	_, err = v.WriteAt(ctx, bytes.Repeat([]byte{b}, behindSize), 0)
+	return err
+}
+
+func snapshotsBehind(t *testing.T, seed uint64, when string, do func(*vdi.Service) error, left []string, want error) {
+	c := vditest.NewCluster(t, seed)
+	c.Lag, c.Rough = 2*time.Millisecond, true
+	h := holdNext(c.Objects, when)
+	list := []*vditest.Gateway{c.Gateway("a"), c.Gateway("b"), c.Gateway("c")}
+	a, b := list[0], list[1]
+	create(t, a.Service, "v", behindSize).Close()
+	for _, tag := range []byte("12") {
+		err := fill(a.Service, "v", tag)
+		_, err1 := a.Snapshot(ctx, "v", string(tag))
+		if err := errors.Join(err, err1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	catchUp(list)
+	open := must[*vdi.Volume](t)(list[2].Open(ctx, "v", "1", vdi.OpenOptions{Client: "reader"}))
+	stop := make(chan struct{})
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		p := make([]byte, 512)
+		for n := int64(0); ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_, err := open.ReadAt(ctx, p, n%6<<20)
+			if err != nil && errors.Is(err, vdi.ErrNotFound) {
+				return // deleted
+			}
+			if err != nil || p[0] != '1' {
+				t.Errorf("the reader finds %q, %v", p[0], err)
+				return
+			}
+		}
+	})
+	if err := a.Delete(ctx, "v", ""); err != nil {
+		t.Fatal(err)
+	}
+	h.on.Store(true)
+	done := make(chan error)
+	go func() {
+		_, err := b.AlterCopies(ctx, "v", 3, nil, nil)
+		done <- err
+	}()
+	select {
+	case <-h.began:
+		if err := do(a.Service); err != nil {
+			t.Error(err)
+		}
+		close(h.release)
+		if err := <-done; !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	case err := <-done:
+		t.Fatalf("it was through before: %v", err)
+	}
+	close(stop)
+	reader.Wait()
+	open.Close()
+	catchUp(list)
+	for _, g := range list {
+		for _, name := range left {
+			expectBehind(t, g, name)
+		}
+	}
+	if err := b.Collect(ctx); err != nil {
+		t.Error(err)
+	}
+	policies := map[object.PolicyID]bool{}
+	for _, v := range must[[]vdi.Info](t)(b.List(ctx)) {
+		policies[v.Policy] = true
+		if r := must[vdi.CheckReport](t)(b.Check(ctx, v.Name, false, nil)); len(r.Problems) > 0 {
+			t.Errorf("%+v", r.Problems)
+		}
+	}
+	for n := range object.PolicyID(vditest.MaxCopies) {
+		if ids := c.Objects.In(vditest.Policy + n); (len(ids) > 0) != policies[vditest.Policy+n] {
+			t.Errorf("policy %d has %v, and volumes are in %v", vditest.Policy+n, ids, policies)
+		}
+	}
+}
+
+func expectBehind(t *testing.T, g *vditest.Gateway, name string) {
+	t.Helper()
+	base, tag, _ := strings.Cut(name, "@")
+	want := tag[0]
+	if want == '3' {
+		tag = ""
+	}
+	v, err := g.Open(ctx, base, tag, vdi.OpenOptions{Client: "test"})
+	if err != nil {
+		t.Errorf("%s through %s: %v", name, g.Name, err)
+		return
+	}
+	defer v.Close()
+	p := make([]byte, behindSize)
+	if _, err := v.ReadAt(ctx, p, 0); err != nil || !bytes.Equal(p, bytes.Repeat([]byte{want}, behindSize)) {
+		t.Errorf("%s through %s begins with %q (%v)", name, g.Name, p[0], err)
+	}
+}
