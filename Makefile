@@ -77,9 +77,10 @@ bench-cluster: build tools ## speed of three nodes with three copies, and of rec
 	go run ./integration/bench -cluster -bin bin -rounds $(or $(ROUNDS),3) -seconds $(or $(RUNTIME),3) \
 		$(if $(DISK),-disk $(DISK)) $(if $(JSON),-json $(JSON)) $(if $(ONLY),-only '$(ONLY)')
 
-bench-native: build tools ## speed of the native protocol, one node and three, durable writes (ROUNDS=3 RUNTIME=3 DISK=/var/tmp JSON=file ONLY=regexp)
+bench-native: build tools ## speed of the native protocol, one node and three, durable writes (ROUNDS=3 RUNTIME=3 DISK=/var/tmp JSON=file ONLY=regexp; beside another cluster: PEER=host:port PEER_PIDS=1,2,3)
 	go run ./integration/bench -native -bin bin -rounds $(or $(ROUNDS),3) -seconds $(or $(RUNTIME),3) \
-		$(if $(DISK),-disk $(DISK)) $(if $(JSON),-json $(JSON)) $(if $(ONLY),-only '$(ONLY)')
+		$(if $(DISK),-disk $(DISK)) $(if $(JSON),-json $(JSON)) $(if $(ONLY),-only '$(ONLY)') \
+		$(if $(PEER),-peer $(PEER)) $(if $(PEER_PIDS),-peer-pids $(PEER_PIDS))
 
 bench-iscsi: build tools ## speed of iSCSI beside tgtd on the same disk (ROUNDS=3 RUNTIME=3 DISK=/var/tmp JSON=file ONLY=regexp)
 	go run ./integration/bench -iscsi -bin bin -size 512 -rounds $(or $(ROUNDS),3) -seconds $(or $(RUNTIME),3) \

@@ -193,13 +193,4 @@ func (f *flock) volume(name string, size int64) *server {
 }
 
 // settle lets what the last measurement left behind come to rest.
-func (f *flock) settle() {
-	syscall.Sync()
-	for range 40 {
-		before := f.cpu()
-		time.Sleep(50 * time.Millisecond)
-		if f.cpu()-before <= 10*time.Millisecond {
-			return
-		}
-	}
-}
+func (f *flock) settle() { settle(f.cpu) }

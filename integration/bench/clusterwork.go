@@ -22,6 +22,7 @@ type clusterFigure struct {
 	Case     string  `json:"case"`
 	Unit     string  `json:"unit"`
 	Sheep    series  `json:"sheep"`
+	Peer     *series `json:"peer,omitempty"` // another cluster, in the same rounds
 	Original float64 `json:"original,omitempty"`
 	Vitastor float64 `json:"vitastor,omitempty"`
 	Disk     float64 `json:"disk,omitempty"`       // a raw file, here
@@ -193,12 +194,16 @@ func printCluster(figures []clusterFigure) {
 		if x.Disk > 0 { // as if the original had had this disk
 			byDisks = fmt.Sprintf("%.2f", own/x.Disk*x.DiskOf/x.Original)
 		}
+		cpu := fmt.Sprintf("%.0f", median(x.Sheep.CPUMicros))
+		if x.Peer != nil {
+			cpu += fmt.Sprintf(" / %.0f", median(x.Peer.CPUMicros))
+		}
 		goal := ""
 		if x.Goal > 0 {
 			goal = fmt.Sprintf("%.0fx %s", x.Goal, verdict(own >= x.Goal*x.Original))
 		}
-		fmt.Printf("%-22s %-5s %9s %9s %6s %12s %9s %6s %9s %8s %12.0f %14.0f\n", x.Case, x.Unit, short(own), original, originalRatio, goal, vitastor, vitastorRatio, disk, byDisks,
-			median(x.Sheep.CPUMicros), median(x.Sheep.ResidentMB))
+		fmt.Printf("%-22s %-5s %9s %9s %6s %12s %9s %6s %9s %8s %12s %14.0f\n", x.Case, x.Unit, short(own), original, originalRatio, goal, vitastor, vitastorRatio, disk, byDisks,
+			cpu, median(x.Sheep.ResidentMB))
 	}
 	fmt.Println("\nCPU of all nodes together for one operation; see original.go for where the others' figures come from")
 	fmt.Println("plain: without a secret, nothing between nodes is encrypted, as in the original; all others: TLS")

@@ -1,7 +1,7 @@
 // Command bench measures sheep's NBD server beside nbdkit's file plugin and qemu-nbd: the same work on the same disk in the
 // same run, in alternating rounds, judged by the ratio of medians. Absolute figures of a shared machine say little; the
 // ratios hold. It prints a table and, on request, JSON. With -cluster it measures three nodes with three copies, with
-// -native the native protocol, beside figures that others had at the same work;
+// -native the native protocol, beside figures that others had at the same work, or with -peer beside another cluster in the same rounds;
 // with -iscsi the iSCSI target beside tgtd, by an initiator of its own.
 package main
 
@@ -27,12 +27,13 @@ type options struct {
 	rounds                         int
 	runtime                        time.Duration
 	sizeMiB                        int
-	recoverMiB                     int // of the cluster
+	recoverMiB                     int   // of the cluster
+	peer                           *peer // that the native protocol is measured beside, or nil
 }
 
 func main() {
 	var o options
-	only, servers, seconds := "", "", 0
+	only, servers, seconds, peer, peerPIDs := "", "", 0, "", ""
 	flag.StringVar(&o.bin, "bin", "bin", "directory of sheep and dog")
 	flag.StringVar(&o.disk, "disk", "/var/tmp", "directory on the disk to measure on")
 	flag.StringVar(&o.jsonPath, "json", "", "also write the figures to this file")
@@ -44,12 +45,18 @@ func main() {
 	flag.IntVar(&o.sizeMiB, "size", 1024, "size of the volume in MiB")
 	cluster := flag.Bool("cluster", false, "measure a cluster of three nodes with three copies instead")
 	native := flag.Bool("native", false, "measure the native protocol instead, against one node and three")
+	flag.StringVar(&peer, "peer", "", "with -native: HOST:PORT of another cluster, which is measured beside ours by turns, on a volume made there; -only chooses which of ours")
+	flag.StringVar(&peerPIDs, "peer-pids", "", "with -peer: the processes of its nodes, if they are here, as 1,2,3")
 	iscsi := flag.Bool("iscsi", false, "measure iSCSI beside tgtd instead")
 	flag.IntVar(&o.recoverMiB, "recover", 2048, "with -cluster: data to be recovered after the loss of a node, in MiB; 0: none")
 	flag.Parse()
 	o.servers = strings.Split(servers, ",")
 	o.runtime = time.Duration(seconds) * time.Second
 	var err error
+	if o.peer, err = parsePeer(peer, peerPIDs); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
 	if o.only, err = regexp.Compile(only); err != nil || flag.NArg() > 0 || o.rounds < 1 || seconds < 1 || (o.transport != "tcp" && o.transport != "unix") {
 		flag.Usage()
 		os.Exit(2)
@@ -186,7 +193,7 @@ func (f *figure) alternate(ctx context.Context, o options, servers []*server, me
 				return ctx.Err()
 			}
 			at := (round + i) % len(servers) // nobody is always first
-			settle(servers)
+			settle(func() time.Duration { return cpuOf(servers) })
 			m, err := measure(at)
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", f.Case, servers[at].kind, err)
@@ -197,13 +204,13 @@ func (f *figure) alternate(ctx context.Context, o options, servers []*server, me
 	return nil
 }
 
-// settle lets what the last measurement left behind come to rest: dirty pages, checkpoints.
-func settle(servers []*server) {
+// settle lets what the last measurement left behind come to rest: dirty pages, checkpoints. cpu is what all who may still be at work have used.
+func settle(cpu func() time.Duration) {
 	syscall.Sync()
 	for range 40 {
-		before := cpuOf(servers)
+		before := cpu()
 		time.Sleep(50 * time.Millisecond)
-		if cpuOf(servers)-before <= 10*time.Millisecond {
+		if cpu()-before <= 10*time.Millisecond {
 			return
 		}
 	}

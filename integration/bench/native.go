@@ -46,6 +46,11 @@ var nativeCases = []nativeCase{
 // runNative measures the native protocol: one node with one copy, then three with three, then the long writes on three that
 // do not encrypt what they say to each other.
 func runNative(ctx context.Context, o options) error {
+	if o.peer != nil {
+		if err := warm(o.disk, o); err != nil {
+			return err
+		}
+	}
 	var all []clusterFigure
 	for _, on := range []nativeFlock{{nodes: 1, name: "-1n"}, {nodes: flockNodes, name: "-3n"}, {nodes: flockNodes, name: "-3n-plain", plain: true}} {
 		figures, err := on.measure(ctx, o)
@@ -55,6 +60,9 @@ func runNative(ctx context.Context, o options) error {
 		all = append(all, figures...)
 	}
 	printCluster(all)
+	if o.peer != nil {
+		fmt.Printf("original: here the cluster at %s, in the same rounds; CPU of ours / of that\n", o.peer.address)
+	}
 	if o.jsonPath == "" {
 		return nil
 	}
@@ -110,25 +118,63 @@ func (on nativeFlock) measure(ctx context.Context, o options) (figures []cluster
 	if err := v.prefill(ctx, o); err != nil {
 		return nil, err
 	}
+	sides := []nativeSide{{address: net.JoinHostPort(f.host(0), "7000"), volume: v.export, cpu: f.cpu, rss: f.rss}}
+	if o.peer != nil {
+		name := fmt.Sprintf("bench-%d%s", os.Getpid(), on.name) // names of deleted volumes may take a while to be free
+		other, err := o.peer.fill(ctx, name, uint64(v.size))
+		if err != nil {
+			return nil, fmt.Errorf("the cluster at %s: %w", o.peer.address, err)
+		}
+		defer func() { err = errors.Join(err, o.peer.remove(name)) }()
+		sides = append(sides, other)
+	}
 	for _, c := range cases {
 		fig := on.figure(c)
-		for range o.rounds {
-			f.settle()
-			before := f.cpu()
-			done, took, err := c.load.run(ctx, net.JoinHostPort(f.host(0), "7000"), v.export, o.runtime)
-			if err != nil {
-				return figures, fmt.Errorf("%s: %w\n%s", fig.Case, err, f.logs[0].String())
+		results := []*series{&fig.Sheep}
+		if len(sides) > 1 {
+			fig.Peer = &series{}
+			results = append(results, fig.Peer)
+		}
+		for round := range o.rounds {
+			for i := range sides {
+				at := (round + i) % len(sides) // nobody is always first
+				m, err := c.measure(ctx, o, sides, at)
+				if err != nil {
+					return figures, fmt.Errorf("%s, %s: %w\n%s", fig.Case, sides[at].address, err, f.logs[0].String())
+				}
+				results[at].add(m)
 			}
-			value := done / took.Seconds()
-			if c.unit == "MB/s" {
-				value *= float64(c.load.block) / 1e6
-			}
-			fig.Sheep.add(measurement{value: value, ops: done, cpu: f.cpu() - before, rss: f.rss()})
 		}
 		fmt.Printf("%-24s %s\n", fig.Case, strings.Join(shorts(fig.Sheep.Rounds), " "))
+		if fig.Peer != nil {
+			fig.Original = median(fig.Peer.Rounds)
+			fmt.Printf("%24s %s; ratio %.2f, CPU %.0f / %.0f µs/op\n", sides[1].address, strings.Join(shorts(fig.Peer.Rounds), " "), median(fig.Sheep.Rounds)/fig.Original,
+				median(fig.Sheep.CPUMicros), median(fig.Peer.CPUMicros))
+		}
 		figures = append(figures, fig)
 	}
 	return figures, nil
+}
+
+// measure has one of the sides work, when all of them are at rest.
+func (c nativeCase) measure(ctx context.Context, o options, sides []nativeSide, at int) (measurement, error) {
+	settle(func() (total time.Duration) {
+		for _, s := range sides {
+			total += s.cpu()
+		}
+		return total
+	})
+	side := sides[at]
+	before := side.cpu()
+	done, took, err := c.load.run(ctx, side.address, side.volume, o.runtime)
+	if err != nil {
+		return measurement{}, err
+	}
+	value := done / took.Seconds()
+	if c.unit == "MB/s" {
+		value *= float64(c.load.block) / 1e6
+	}
+	return measurement{value: value, ops: done, cpu: side.cpu() - before, rss: side.rss()}, nil
 }
 
 // nativeLoad is requests of one size for data objects, so many in flight on one connection. As in fua, all answers that have
@@ -136,6 +182,7 @@ func (on nativeFlock) measure(ctx context.Context, o options) (figures []cluster
 type nativeLoad struct {
 	write, random bool
 	block, depth  int
+	most          uint64 // requests, 0: as many as the time allows
 }
 
 // run works on a volume that is full of data, and returns how many requests were answered, and the time.
@@ -165,7 +212,7 @@ func (l nativeLoad) run(ctx context.Context, address, volume string, limit time.
 		}
 		done += float64(n)
 		flying -= n
-		if time.Since(began) < limit && ctx.Err() == nil {
+		if time.Since(began) < limit && ctx.Err() == nil && (l.most == 0 || w.count < l.most) {
 			if err := w.send(n); err != nil {
 				return 0, 0, err
 			}
@@ -196,7 +243,7 @@ func (w *nativeWorker) send(n int) error {
 		}
 		w.count++
 		object := uint64(w.disk.ObjectSize())
-		r := driver.Request{Op: driver.OpRead, Flags: driver.FlagDirect, Want: uint32(w.block), Copies: 1,
+		r := driver.Request{Op: driver.OpRead, Flags: driver.FlagDirect, Want: uint32(w.block), Copies: w.disk.Copies(),
 			OID: uint64(w.disk.Entry(int(at/object)))<<32 | at/object, Offset: at % object}
 		if w.write {
 			binary.LittleEndian.PutUint64(w.data, w.count) // nothing is written twice

@@ -248,8 +248,14 @@ func (s *server) pid() int {
 }
 
 // cpu is the time that the server's process has run, user and system.
-func (s *server) cpu() time.Duration {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.pid()))
+func (s *server) cpu() time.Duration { return cpuOfProcess(s.pid()) }
+
+// rss is the resident memory of the server's process in bytes.
+func (s *server) rss() int64 { return rssOfProcess(s.pid()) }
+
+// cpuOfProcess is the time that a process has run, user and system; 0 if there is none.
+func cpuOfProcess(pid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
@@ -263,9 +269,9 @@ func (s *server) cpu() time.Duration {
 	return time.Duration(user+system) * time.Second / ticksPerSecond
 }
 
-// rss is the resident memory of the server's process in bytes.
-func (s *server) rss() int64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", s.pid()))
+// rssOfProcess is the resident memory of a process in bytes; 0 if there is none.
+func rssOfProcess(pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	if err != nil {
 		return 0
 	}

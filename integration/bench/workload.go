@@ -180,7 +180,7 @@ func copyIn(kind string) func(context.Context, *server, options) (float64, float
 		if err := s.fresh(ctx, size); err != nil {
 			return 0, 0, err
 		}
-		settle([]*server{s})
+		settle(s.cpu)
 		return timed(ctx, size, "nbdcopy", "--flush", image, s.uri())
 	}
 }

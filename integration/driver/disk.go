@@ -105,6 +105,9 @@ func (d *Disk) Size() uint64 { return d.field(536) }
 // ObjectSize is in bytes.
 func (d *Disk) ObjectSize() int { return 1 << d.header[555] }
 
+// Copies is how many copies are kept; requests for data objects must say it: there are servers that write that many.
+func (d *Disk) Copies() uint8 { return d.header[554] }
+
 // VID is the working vid as the disk knows it.
 func (d *Disk) VID() uint32 { return binary.LittleEndian.Uint32(d.header[560:]) }
 
@@ -204,7 +207,7 @@ func (d *Disk) Read(p []byte, off uint64) error {
 			clear(p)
 			return nil
 		}
-		r, err := d.call(Request{Op: OpRead, Flags: d.Cache, OID: object(vid, index), Offset: at, Want: uint32(len(p)), Copies: 1})
+		r, err := d.call(Request{Op: OpRead, Flags: d.Cache, OID: object(vid, index), Offset: at, Want: uint32(len(p)), Copies: d.Copies()})
 		if err != nil {
 			return fmt.Errorf("read object %x of index %d: %w", vid, index, err)
 		}
@@ -236,7 +239,7 @@ func (d *Disk) writeObject(index uint32, at uint64, p []byte) (created bool, err
 		d.mu.Lock()
 		mine, vid := d.VID(), d.entries[index]
 		d.mu.Unlock()
-		r := Request{Op: OpWrite, Flags: FlagWrite | d.Cache, OID: object(mine, index), Offset: at, Payload: p, Copies: 1}
+		r := Request{Op: OpWrite, Flags: FlagWrite | d.Cache, OID: object(mine, index), Offset: at, Payload: p, Copies: d.Copies()}
 		if vid != mine {
 			r.Op = opCreate
 			if vid != 0 {
