@@ -458,21 +458,26 @@ func (s *Service) collected(ctx context.Context, live, dead []*member, held []ca
 			free = append(free, r)
 		}
 	}
-	if len(gone) > 0 {
-		if _, err := s.propose(ctx, catalog.Command{MapGone: &catalog.MapGone{Refs: gone}}); err != nil {
+	for list := range slices.Chunk(gone, collectBatch) {
+		if _, err := s.propose(ctx, catalog.Command{MapGone: &catalog.MapGone{Refs: list}}); err != nil {
 			return err
 		}
 	}
 	return s.freeVIDs(ctx, free, 0)
 }
 
+// collectBatch is how many vids a command is about: while it is applied, nobody looks into the catalog. What is found to be
+// used by nobody never is again, so it may be told in parts.
+const collectBatch = 256
+
 // freeVIDs frees deleted vids that have nothing left; the generation is that of a removal.
 func (s *Service) freeVIDs(ctx context.Context, list []catalog.Ref, removal uint64) error {
-	if len(list) == 0 {
-		return nil
+	for part := range slices.Chunk(list, collectBatch) {
+		if _, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: part, Keep: max(s.cfg.KeepVIDs, 0), Generation: removal}}); err != nil {
+			return err
+		}
 	}
-	_, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: list, Keep: max(s.cfg.KeepVIDs, 0), Generation: removal}})
-	return err
+	return nil
 }
 
 // liveOf returns the VDIs and snapshots of a family.

@@ -28,6 +28,7 @@ func TestGolden(t *testing.T) {
 					continue
 				}
 				fmt.Fprintln(&out, run(t, &m, line))
+				verifyIndexes(t, &m.state)
 			}
 			if d.Cmd == "state" {
 				dump(m, &out)
@@ -450,6 +451,7 @@ func (s *search) check() {
 		s.t.Fatalf("%d are in quarantine", n)
 	}
 	checkOrigins(s.t, s.m, s.past)
+	verifyIndexes(s.t, st)
 }
 
 // checkOrigins fails unless of each vid that a VDI ever had, as long as the VDI is there, it is known that it had it.

@@ -162,8 +162,7 @@ func (m *Machine) Restore(b []byte) error {
 	}
 	for _, v := range s.Quarantine {
 		if f := next.freed[v]; f != nil && !f.quarantined {
-			f.quarantined = true
-			next.quarantine = append(next.quarantine, f)
+			next.enter(f)
 		}
 	}
 	for _, r := range s.Records {

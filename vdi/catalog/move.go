@@ -130,13 +130,8 @@ func (s *state) family(family uint64) []*VDI {
 func (s *state) collectable(refs []Ref) error {
 	for _, r := range refs {
 		v, err := s.find(r, Deleted)
-		if err != nil || v.Move {
-			continue
-		}
-		for _, w := range s.family(v.Family) {
-			if w.Move {
-				return refuse(ErrBusy, "objects of VDI %s are in two policies", v.VID)
-			}
+		if err == nil && !v.Move && s.moves[v.Family] > 0 {
+			return refuse(ErrBusy, "objects of VDI %s are in two policies", v.VID)
 		}
 	}
 	return nil

@@ -1,7 +1,9 @@
 package catalog
 
 import (
+	"cmp"
 	"maps"
+	"slices"
 	"unicode/utf8"
 
 	"sheepdog/storage/object"
@@ -14,9 +16,12 @@ type state struct {
 	counter    uint64     // last serial, family and generation given
 	vdis       map[object.VID]*VDI
 	freed      map[object.VID]*freed // used by nobody, but their bit is still set: see free
+	freedBits  map[object.VID]uint64 // a bit for each of them, by vid/64
 	quarantine []*freed              // of these, the longest first
+	isolated   map[string]int        // how many of them have a name
 	origins    map[Origin]*origin    // of freed vids
 	names      map[string]*name      // of live VDIs and snapshots
+	moves      map[uint64]int        // how many vids stand for objects of a family in another policy: VDI.Move
 	records    map[string]Record     // by key
 	putting    func(*VDI)            // told of each that is put
 }
@@ -35,8 +40,8 @@ type name struct {
 
 func newState() state {
 	return state{
-		maxVID: object.MaxVID, vdis: map[object.VID]*VDI{}, freed: map[object.VID]*freed{}, origins: map[Origin]*origin{},
-		names: map[string]*name{}, records: map[string]Record{}, putting: func(*VDI) {},
+		maxVID: object.MaxVID, vdis: map[object.VID]*VDI{}, freed: map[object.VID]*freed{}, freedBits: map[object.VID]uint64{},
+		isolated: map[string]int{}, origins: map[Origin]*origin{}, names: map[string]*name{}, moves: map[uint64]int{}, records: map[string]Record{}, putting: func(*VDI) {},
 	}
 }
 
@@ -47,12 +52,44 @@ func (s *state) next() uint64 {
 
 // put makes v the state of its vid.
 func (s *state) put(v *VDI) {
-	if old := s.vdis[v.VID]; old != nil {
-		s.unname(old)
-	}
+	old := s.vdis[v.VID]
+	s.count(old, -1)
+	s.count(v, 1)
 	s.vdis[v.VID] = v
-	s.enname(v)
+	if !s.rename(old, v) {
+		s.unname(old)
+		s.enname(v)
+	}
 	s.putting(v)
+}
+
+// count notes a vid that is there, or not any more, if it stands for objects in another policy.
+func (s *state) count(v *VDI, n int) {
+	if v == nil || !v.Move {
+		return
+	}
+	if s.moves[v.Family] += n; s.moves[v.Family] == 0 {
+		delete(s.moves, v.Family)
+	}
+}
+
+// rename puts a snapshot in its own place among those of its name, if it is one: a family may have many, which are all changed at once.
+func (s *state) rename(old, v *VDI) bool {
+	if old == nil || old.State != Live || v.State != Live || !old.Snapshot || !v.Snapshot || old.Name != v.Name || old.SnapshotID != v.SnapshotID {
+		return false
+	}
+	n := s.names[v.Name]
+	n.snapshots[n.index(old)] = v
+	return true
+}
+
+// index returns where a snapshot is.
+func (n *name) index(v *VDI) int {
+	i, _ := slices.BinarySearchFunc(n.snapshots, v.SnapshotID, func(w *VDI, id uint32) int { return cmp.Compare(w.SnapshotID, id) })
+	for n.snapshots[i] != v {
+		i++
+	}
+	return i
 }
 
 func (s *state) enname(v *VDI) {
@@ -72,23 +109,20 @@ func (s *state) enname(v *VDI) {
 	for i > 0 && n.snapshots[i-1].SnapshotID > v.SnapshotID {
 		i--
 	}
-	list := append([]*VDI(nil), n.snapshots[:i]...)
-	n.snapshots = append(append(list, v), n.snapshots[i:]...)
+	n.snapshots = slices.Insert(n.snapshots, i, v)
 }
 
 func (s *state) unname(v *VDI) {
-	n := s.names[v.Name]
-	if v.State != Live || n == nil {
+	if v == nil || v.State != Live || s.names[v.Name] == nil {
 		return
 	}
+	n := s.names[v.Name]
 	if n.working == v {
 		n.working = nil
 	}
-	for i, w := range n.snapshots {
-		if w == v {
-			n.snapshots = append(append([]*VDI(nil), n.snapshots[:i]...), n.snapshots[i+1:]...)
-			break
-		}
+	if v.Snapshot {
+		i := n.index(v)
+		n.snapshots = slices.Delete(n.snapshots, i, i+1)
 	}
 	if n.working == nil && len(n.snapshots) == 0 {
 		delete(s.names, v.Name)

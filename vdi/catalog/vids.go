@@ -3,6 +3,7 @@ package catalog
 import (
 	"hash/fnv"
 	"iter"
+	"math/bits"
 	"slices"
 
 	"sheepdog/storage/object"
@@ -103,6 +104,7 @@ func (s *state) spare(first object.VID) *freed {
 // nothing: what they write must not go to another VDI.
 func (s *state) free(v object.VID, keep int) {
 	was := s.vdis[v].Origin()
+	s.count(s.vdis[v], -1)
 	delete(s.vdis, v)
 	s.setFreed(v, &was)
 	if s.followed(v) {
@@ -127,14 +129,26 @@ func (s *state) free(v object.VID, keep int) {
 
 func keepOfName(keep int) int { return (keep + 3) / 4 }
 
-// followed reports whether a VDI is behind v in its run.
+// followed reports whether a VDI is behind v in its run. It is asked for each vid that is freed, of runs that may have
+// thousands: so freed ones are passed over 64 at a time.
 func (s *state) followed(v object.VID) bool {
-	for w := range s.around(s.nextVID(v), s.nextVID) {
-		if s.vdis[w] != nil || s.freed[w] == nil {
-			return s.vdis[w] != nil
-		}
+	w, ok := s.firstNotFreed(v+1, s.maxVID)
+	if !ok {
+		w, ok = s.firstNotFreed(1, v)
 	}
-	return false
+	return ok && s.vdis[w] != nil
+}
+
+// firstNotFreed returns the first vid of a range, both ends included, that is not freed.
+func (s *state) firstNotFreed(from, to object.VID) (object.VID, bool) {
+	for from <= to {
+		if others := ^s.freedBits[from/64] >> (from % 64); others != 0 {
+			from += object.VID(bits.TrailingZeros64(others))
+			return from, from <= to
+		}
+		from += 64 - from%64
+	}
+	return 0, false
 }
 
 // givenUp are v, which no VDI is behind of, and those of its run that waited for that, the next to v first.
@@ -153,25 +167,31 @@ func (s *state) givenUp(v object.VID) (list []*freed) {
 
 // isolate puts a freed vid into quarantine, in place of what of the same name is longest in it if there are so many.
 func (s *state) isolate(f *freed, keep int) {
+	s.enter(f)
+	for s.isolated[f.name()] > keep {
+		s.discharge(slices.IndexFunc(s.quarantine, func(g *freed) bool { return g.name() == f.name() }))
+	}
+}
+
+func (s *state) enter(f *freed) {
 	f.quarantined = true
 	s.quarantine = append(s.quarantine, f)
-	same := func(g *freed) bool { return g.name() == f.name() }
-	n := 0
-	for _, g := range s.quarantine {
-		if same(g) {
-			n++
-		}
-	}
-	for ; n > keep; n-- {
-		s.discharge(slices.IndexFunc(s.quarantine, same))
+	s.isolated[f.name()]++
+}
+
+func (s *state) leave(i int) {
+	f := s.quarantine[i]
+	s.quarantine = slices.Delete(s.quarantine, i, i+1)
+	f.quarantined = false
+	if s.isolated[f.name()]--; s.isolated[f.name()] == 0 {
+		delete(s.isolated, f.name())
 	}
 }
 
 // discharge ends a quarantine. If there is a VDI behind the vid by now, its bit stays as long as that does.
 func (s *state) discharge(i int) {
 	f := s.quarantine[i]
-	s.quarantine = slices.Delete(s.quarantine, i, i+1)
-	f.quarantined = false
+	s.leave(i)
 	if !s.followed(f.vid) {
 		s.unsetFreed(f.vid)
 	}
@@ -181,6 +201,7 @@ func (s *state) discharge(i int) {
 func (s *state) setFreed(v object.VID, was *Origin) {
 	f := &freed{vid: v}
 	s.freed[v] = f
+	s.freedBits[v/64] |= 1 << (v % 64)
 	if was == nil {
 		return
 	}
@@ -200,9 +221,11 @@ func (s *state) unsetFreed(v object.VID) {
 		return
 	}
 	delete(s.freed, v)
+	if s.freedBits[v/64] &^= 1 << (v % 64); s.freedBits[v/64] == 0 {
+		delete(s.freedBits, v/64)
+	}
 	if f.quarantined {
-		i := slices.Index(s.quarantine, f)
-		s.quarantine = slices.Delete(s.quarantine, i, i+1)
+		s.leave(slices.Index(s.quarantine, f))
 	}
 	if f.was == nil {
 		return
