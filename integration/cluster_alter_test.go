@@ -16,6 +16,7 @@ import (
 func TestAlterCopies(t *testing.T) {
 	f := rig.NewFlock(t, 3, 1)
 	n1, n2, n3 := f.Nodes[0], f.Nodes[1], f.Nodes[2]
+	everyPolicy(n1)
 	h := newHerder(t, f, "v")
 	h.start(n1)
 	time.Sleep(time.Second)
@@ -44,13 +45,17 @@ func TestAlterCopies(t *testing.T) {
 	expectAlteredBy(t, n2, 1)
 	h.end()
 	expectAltered(t, f, h, 2, before)
+	for _, s := range f.Nodes {
+		rig.Contains(t, s.Dog("cluster", "check"), "objects are as they should be")
+	}
 }
 
 // A node that is killed while it alters the copies has changed nothing. Another one begins anew, and what the first one
-// has left is removed.
+// has left is removed. Writes that it was carrying out may have left objects where the volume is, until the next sweep.
 func TestAlterCopiesInterrupted(t *testing.T) {
 	f := rig.NewFlock(t, 3, 2)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
+	everyPolicy(n1)
 	h := newHerder(t, f, "v")
 	h.start(n1)
 	time.Sleep(time.Second)
@@ -90,6 +95,7 @@ func expectAlteredBy(t *testing.T, s *rig.Sheep, times int) {
 func TestAlterCopiesWriterKilled(t *testing.T) {
 	f := rig.NewFlock(t, 3, 2)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
+	everyPolicy(n1)
 	h := newHerder(t, f, "v")
 	h.start(n2)
 	time.Sleep(time.Second)
@@ -152,8 +158,15 @@ func TestAlterCopiesWrittenThroughTwo(t *testing.T) {
 	}
 }
 
+// everyPolicy makes a volume of each number of copies: a check looks where volumes are.
+func everyPolicy(s *rig.Sheep) {
+	for _, copies := range []string{"1", "2", "3"} {
+		s.Dog("vdi", "create", "of-"+copies, "4M", "-c", copies)
+	}
+}
+
 // expectAltered fails unless v has so many copies, its content and that of its snapshot are what they were through every
-// node, and nothing is left over.
+// node, and no check finds anything but what a cut write has left.
 func expectAltered(t *testing.T, f *rig.Flock, h *herder, copies int, before string) {
 	t.Helper()
 	expectCopies(t, f, copies)
@@ -165,7 +178,17 @@ func expectAltered(t *testing.T, f *rig.Flock, h *herder, copies int, before str
 	}
 	awaitCollected(t, f)
 	for _, s := range f.Nodes {
-		rig.Contains(t, s.Dog("cluster", "check"), "objects are as they should be")
+		var r checkReport
+		s.DogJSON(&r, "cluster", "check")
+		for _, p := range r.Problems {
+			// What is left in a policy that is not the volume's is of this kind, too, and said in other words.
+			if p.Kind != "leftover" || !strings.HasPrefix(p.Text, "no map names object") {
+				t.Errorf("through %s a check finds %+v", s.Host(), p)
+			}
+		}
+		if r.Objects == 0 {
+			t.Errorf("through %s a check finds no objects", s.Host())
+		}
 	}
 }
 
@@ -201,18 +224,18 @@ func expectCopies(t *testing.T, f *rig.Flock, want int) {
 	}
 }
 
-// awaitCollected waits until garbage is collected.
+// awaitCollected waits until garbage is collected, as every node knows.
 func awaitCollected(t *testing.T, f *rig.Flock) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		var n struct {
-			GC struct{ Pending int } `json:"gc"`
-		}
-		if f.Nodes[0].DogJSON(&n, "node", "info"); n.GC.Pending == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("what is not used any more is not removed")
-		}
+	for _, s := range f.Nodes {
+		eventually(t, 15*time.Second, "what is not used any more is removed", func() error {
+			var n struct {
+				GC struct{ Pending int } `json:"gc"`
+			}
+			if s.DogJSON(&n, "node", "info"); n.GC.Pending > 0 {
+				return fmt.Errorf("%s has %d to remove", s.Host(), n.GC.Pending)
+			}
+			return nil
+		})
 	}
 }
