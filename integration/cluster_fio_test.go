@@ -23,7 +23,7 @@ type fioLoad struct {
 	longest time.Duration // of all requests
 }
 
-const fioBytes = 24 << 20
+const fioBytes = 12 << 20
 
 // newFio makes the volume.
 func newFio(t *testing.T, f *rig.Flock, volume string) *fioLoad {
@@ -71,7 +71,7 @@ func (l *fioLoad) start(s *rig.Sheep) {
 		for {
 			l.seed++
 			// So slow that it lasts for some seconds, and leaves the machine to those under test.
-			r, longest := l.run(s, "--do_verify=1", "--rate_iops=500")
+			r, longest := l.run(s, "--do_verify=1", "--rate_iops=250")
 			l.longest = max(l.longest, longest)
 			if !good(r) {
 				l.t.Errorf("fio through %s: status %d\n%s%s", s.Host(), r.Code, r.Stdout, r.Stderr)

@@ -62,6 +62,15 @@ func herderOf(t *testing.T, f *rig.Flock, volume string) *herder {
 	return h
 }
 
+// leisure is how long clients at work wait before their next request, which leaves the machine to those under test. What
+// happens to them depends on what is under way when something fails, not on how much has been done before: make soak does more.
+func leisure() time.Duration {
+	if soaking() {
+		return time.Millisecond
+	}
+	return time.Duration(1+rand.IntN(7)) * time.Millisecond
+}
+
 // start lets the workers loose on a gateway; end waits for them.
 func (h *herder) start(s *rig.Sheep) {
 	h.t.Helper()
@@ -89,7 +98,7 @@ func (h *herder) start(s *rig.Sheep) {
 				}
 				h.ops.Add(1)
 				raise(&h.latest, int64(began.Sub(h.made)))
-				time.Sleep(time.Millisecond) // leaves the machine to those under test
+				time.Sleep(leisure())
 			}
 		})
 	}

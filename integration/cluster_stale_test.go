@@ -77,7 +77,7 @@ func (r *reader) start() {
 				if !step(i) {
 					return
 				}
-				time.Sleep(time.Millisecond)
+				time.Sleep(leisure())
 			}
 		}()
 	}

@@ -348,6 +348,7 @@ func undisturbed(t *testing.T, s *rig.Sheep) (stop func(), some func(n int)) {
 			case tick <- struct{}{}:
 			default:
 			}
+			time.Sleep(leisure())
 		}
 	}()
 	some = func(n int) {
