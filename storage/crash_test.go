@@ -131,6 +131,7 @@ func (r *rig) reborn(make func(*disktest.Disk) *disktest.Disk) {
 // TestCrashEverywhere cuts the power at every single operation that changes the disk;
 // in a short run only at each second one of the longer workloads.
 func TestCrashEverywhere(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(rounds(4)) {
 		c := crashCase{seed: seed, disks: 1, steps: 30}
 		if seed%4 == 3 {
@@ -150,8 +151,9 @@ func TestCrashEverywhere(t *testing.T) {
 // TestCrashEverySize does the same to objects of each size there is, at the places
 // where regions and pages of the table meet.
 func TestCrashEverySize(t *testing.T) {
+	t.Parallel()
 	largest := uint8(object.MaxSizeShift)
-	if raceDetector {
+	if hurried(t) {
 		largest = 26 // what is longer takes its time to be copied, and is no other case for the detector
 	}
 	for shift := uint8(object.MinSizeShift); shift <= largest; shift++ {
@@ -182,7 +184,7 @@ func stride(n int64) int64 {
 
 // everywhere goes through the workload's operations with the given stride.
 func (c crashCase) everywhere(t *testing.T, stride, raceStride int64) {
-	if raceDetector {
+	if hurried(t) {
 		stride = raceStride
 	}
 	for c.at = 1 + int64(c.seed)%stride; ; c.at += stride {
@@ -197,8 +199,9 @@ func (c crashCase) everywhere(t *testing.T, stride, raceStride int64) {
 
 // TestCrashAfterMuch cuts the power of disks that have long histories.
 func TestCrashAfterMuch(t *testing.T) {
+	t.Parallel()
 	n := rounds(20)
-	if raceDetector {
+	if hurried(t) {
 		n /= 4
 	}
 	for seed := range uint64(n) {

@@ -100,16 +100,17 @@ func (r *rig) squeezed(steps int) {
 
 // TestModelFull is TestModel on disks that are full most of the time.
 func TestModelFull(t *testing.T) {
-	n, steps := rounds(4), 150
-	if raceDetector {
-		n, steps = n/2, 30
+	t.Parallel()
+	n, times, steps := rounds(4), 6, 150
+	if hurried(t) {
+		n, times, steps = n/2, 2, 30
 	}
 	for seed := range uint64(n) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			t.Parallel()
 			r := newFullRig(t, seed+9000, 1+int(seed%2))
 			r.mustOpen()
-			for range 6 {
+			for range times {
 				r.squeezed(steps)
 				f := fate(r.rng.IntN(3))
 				r.end(f)

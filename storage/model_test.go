@@ -20,9 +20,10 @@ import (
 // TestModel compares long runs of random operations with the model, with closings,
 // kills and power cuts in between.
 func TestModel(t *testing.T) {
-	n := rounds(6)
-	if raceDetector {
-		n /= 3
+	t.Parallel()
+	n, times := rounds(6), 8
+	if hurried(t) {
+		n, times = n/3, 3
 	}
 	for seed := range uint64(n) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
@@ -30,7 +31,7 @@ func TestModel(t *testing.T) {
 			r := newRig(t, seed+5000, 1+int(seed%3))
 			r.batch = 16
 			r.mustOpen()
-			for range 8 {
+			for range times {
 				r.work(150)
 				f := fate(r.rng.IntN(3))
 				r.end(f)

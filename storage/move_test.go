@@ -321,11 +321,12 @@ func (c *moveCase) reopen(seed uint64) *moveCase {
 // The power goes at every operation of a disk while groups leave it, or come to it: each is on one of the two disks
 // afterwards, with all that was durable, the other one has nothing of it, and moving goes on.
 func TestMoveCrashes(t *testing.T) {
+	t.Parallel()
 	for victim := range 3 { // the last is both
 		t.Run(fmt.Sprintf("disk %d", victim), func(t *testing.T) {
 			t.Parallel()
 			stride := int64(1)
-			if raceDetector {
+			if hurried(t) {
 				stride = 29
 			}
 			cuts := int64(0)
@@ -457,8 +458,9 @@ func TestMoveToFullDisk(t *testing.T) {
 // The disk to which groups go fails at any of its operations: what had not gone is as it was, and can be changed; nothing is
 // lost should the disk be readable again.
 func TestMoveToFailingDisk(t *testing.T) {
+	t.Parallel()
 	stride := int64(1)
-	if raceDetector {
+	if hurried(t) {
 		stride = 17
 	}
 	for n := int64(1); ; n += stride {

@@ -59,11 +59,12 @@ func TestPlugUnderLoad(t *testing.T) {
 // there is lost, whether the disk is among the node's disks afterwards or, if adding it did not
 // succeed, is not.
 func TestPlugCrashes(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(rounds(2)) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			t.Parallel()
 			within, after, stride := 0, 0, int64(1)
-			if raceDetector {
+			if hurried(t) {
 				stride = 7
 			}
 			for at := int64(1); ; at += stride {

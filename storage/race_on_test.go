@@ -2,6 +2,5 @@
 
 package storage_test
 
-// raceDetector makes the long tests do less: under the detector each step takes ten
-// times as long.
+// raceDetector says that each step takes ten times as long: see hurried.
 const raceDetector = true

@@ -73,8 +73,9 @@ func TestReuseRefuses(t *testing.T) {
 // The power goes at every operation while a disk is emptied: it has all that it had, or nothing, or is
 // refused until it is emptied again. Never is a part of what it had taken for the whole.
 func TestReuseCrashes(t *testing.T) {
+	t.Parallel()
 	whole, partly, empty, stride := 0, 0, 0, int64(1)
-	if raceDetector {
+	if hurried(t) {
 		stride = 23
 	}
 	for at := int64(1); ; at += stride {

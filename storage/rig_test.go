@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -811,6 +812,19 @@ func (r *rig) checkSums(o *testObject, data image, info object.Info) {
 	if at != uint64(data.size) {
 		r.fatalf("%s: extents end at %d", o.key, at)
 	}
+}
+
+// doneInFull are the tests that "make race" runs without the race detector, too.
+var doneInFull = regexp.MustCompile("Crash|Model|Failing")
+
+// hurried reports whether a test shall do less, since it runs under the race detector. Only those do that are run without it,
+// too: there, what happens one after the other is tried everywhere, and here what happens at the same time at some places.
+func hurried(t *testing.T) bool {
+	t.Helper()
+	if !doneInFull.MatchString(t.Name()) {
+		t.Errorf("nobody does all of %s: \"make race\" goes by names", t.Name())
+	}
+	return raceDetector
 }
 
 // rounds scales the random tests: SOAK_ROUNDS multiplies what the default run does.
