@@ -51,7 +51,7 @@ func (w *world) rest() {
 // more, and removes what others hold. The member, which has not heard of it, asks on, and must
 // not remove its own because the other one has nothing. (Story 461 about rot.)
 func TestRepairFromWhoHoldsNothingAnyMore(t *testing.T) {
-	for seed := range uint64(4) {
+	for seed := range some(4) {
 		s := calm(seed + 1)
 		s.nodes, s.partitions, s.volumes, s.objects, s.depth, s.contend, s.beat = 3, 1, 2, 2, 4, 1000*second, 2*ms
 		tale(t, s, func(w *world) {

@@ -9,7 +9,7 @@ import (
 // Two nodes do not reach each other, while the leader reaches both: one of them goes, clients
 // of the others notice a pause, and it stays away until the link is mended.
 func TestSimulationOfLink(t *testing.T) {
-	seeds := uint64(3)
+	seeds := some(3)
 	if *simSeeds >= 500 {
 		seeds = 20
 	}

@@ -194,7 +194,7 @@ func difference(a, b []string) string {
 func TestSimulationNotices(t *testing.T) {
 	for _, m := range mutations {
 		t.Run(strings.ReplaceAll(string(m.mutation), " ", "-"), func(t *testing.T) {
-			if m.within > 40 && *simSeeds < 500 {
+			if (m.within > 40 || raceDetector) && *simSeeds < 500 {
 				t.Skip("it takes some seeds: make sim does it")
 			}
 			t.Parallel()

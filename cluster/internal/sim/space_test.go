@@ -143,7 +143,7 @@ func (n *node) brimful(left int64) {
 // On disks that are full, nodes that were away become whole, one after the other, without anybody giving them space:
 // what was written over needs none, and what was deleted gives way to what came in its place.
 func TestFullNodesBecomeWhole(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range some(8) {
 		s := calm(seed + 1)
 		s.nodes, s.partitions, s.volumes, s.objects, s.depth, s.contend, s.beat, s.checkpoint = 3, 2, 2, 12, 4, 1000*second, 3*ms, second
 		s.faults[faultSpace], s.room = 1, 1<<20
