@@ -97,7 +97,7 @@ func (s *Service) alterCopies(ctx context.Context, name string, copies int, begu
 	m := mover{s: s, family: v.Family, from: v.Policy, to: policy, shift: v.SizeShift, progress: p}
 	defer m.release()
 	// What cannot go on is found before anything is begun.
-	if err := m.own(ctx); err != nil {
+	if err := m.own(ctx); err != nil && !errors.Is(err, errDisowned) {
 		return a, err
 	}
 	if err := m.measure(ctx); err != nil {
@@ -193,13 +193,17 @@ func (m *mover) release() {
 	}
 }
 
-// own makes this node the owner of all VDIs of the family, and notes what the family is then: no VDI is in it that is not
-// in cores.
+// ownTries bounds how often own begins anew because a VDI was taken, or made, while it waited for another one.
+const ownTries = 8
+
+// own makes this node the owner of all VDIs of the family at once, and notes what the family is then: no VDI is in it that is
+// not in cores, and if none has another generation in the end, nobody else has written any of them since. It fails with
+// errDisowned if others take them all the time.
 func (m *mover) own(ctx context.Context) error {
 	m.cores = nil
-	for {
+	for range ownTries {
 		for _, v := range m.s.liveOf(m.family) {
-			if v.Snapshot || m.opens(v) {
+			if v.Snapshot {
 				continue
 			}
 			if err := m.ownOne(ctx, v); err != nil {
@@ -210,9 +214,11 @@ func (m *mover) own(ctx context.Context) error {
 			return nil
 		}
 	}
+	return errDisowned
 }
 
-// look notes what the family is. It reports whether all its VDIs are open here: clones may have been made meanwhile.
+// look notes what the family is. It reports whether this node owns all its VDIs: clones may have been made, and
+// others may have taken VDIs, while it waited for one; and what the catalog says to be this node's may still be on its way to it.
 func (m *mover) look() (all bool) {
 	m.members, m.vids, all = nil, map[object.VID]bool{}, true
 	for _, v := range m.s.cfg.Catalog.Family(m.family) {
@@ -221,45 +227,82 @@ func (m *mover) look() (all bool) {
 		}
 		m.members = append(m.members, catalog.Member{Ref: v.Ref, Generation: v.Generation})
 		m.vids[v.VID] = true
-		all = all && (v.State != catalog.Live || v.Snapshot || m.opens(v))
+		all = all && (v.State != catalog.Live || v.Snapshot || m.owns(v))
 	}
 	return all
 }
 
-func (m *mover) opens(v catalog.VDI) bool {
-	return slices.ContainsFunc(m.cores, func(c *core) bool { return c.name == v.Name })
+// opened is the core of a VDI in cores, or nil.
+func (m *mover) opened(v catalog.VDI) *core {
+	if i := slices.IndexFunc(m.cores, func(c *core) bool { return c.name == v.Name }); i >= 0 {
+		return m.cores[i]
+	}
+	return nil
 }
 
-// ownOne adds a VDI to cores, unless it was just deleted.
+// owns reports whether this node owns a VDI under the generation that it has in v, and whoever did before knows that.
+func (m *mover) owns(v catalog.VDI) bool {
+	c := m.opened(v)
+	if c == nil {
+		return false
+	}
+	now := c.mapping.Load()
+	return now.ref == v.Ref && now.under == v.Generation && now.generation.Load() != 0
+}
+
+// ownOne takes ownership of a VDI, and adds it to cores if it is not there, unless it was just deleted.
 func (m *mover) ownOne(ctx context.Context, v catalog.VDI) error {
-	c, err := m.s.acquire(ctx, v.Name, "")
-	if errors.Is(err, catalog.ErrNotFound) {
+	c := m.opened(v)
+	if c == nil {
+		var err error
+		if c, err = m.open(ctx, v); c == nil || err != nil {
+			return err
+		}
+	}
+	var err error
+	if m.alone {
+		err = c.ownLocked(ctx, max(m.hold, time.Duration(c.tenure.Load())))
+	} else {
+		err = c.own(ctx)
+	}
+	if errors.Is(err, ErrNotFound) {
+		m.drop(ctx, c)
 		return nil
 	}
+	return err
+}
+
+// open adds a VDI to cores; nil: it was just deleted.
+func (m *mover) open(ctx context.Context, v catalog.VDI) (*core, error) {
+	c, err := m.s.acquire(ctx, v.Name, "")
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil, nil
+	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m.kept = append(m.kept, c)
 	if c.family != m.family {
-		return nil // deleted, and another one of the name was made
+		return nil, nil // another one of the name was made
 	}
-	if !m.alone {
-		err = c.own(ctx)
-	} else if err = c.admin.LockWithin(ctx); err == nil {
-		if err = c.ownLocked(ctx, max(m.hold, time.Duration(c.tenure.Load()))); err == nil {
-			m.locked = append(m.locked, c)
-		} else {
-			c.letGo(ctx)
-			c.admin.Unlock()
+	if m.alone {
+		if err := c.admin.LockWithin(ctx); err != nil {
+			return nil, err
 		}
+		m.locked = append(m.locked, c)
 	}
-	if errors.Is(err, ErrNotFound) {
-		return nil
+	m.cores = append(m.cores, c)
+	return c, nil
+}
+
+// drop takes what was deleted out of cores.
+func (m *mover) drop(ctx context.Context, c *core) {
+	m.cores = slices.DeleteFunc(m.cores, func(d *core) bool { return d == c })
+	if i := slices.Index(m.locked, c); i >= 0 {
+		m.locked = slices.Delete(m.locked, i, i+1)
+		c.letGo(ctx)
+		c.admin.Unlock()
 	}
-	if err == nil {
-		m.cores = append(m.cores, c)
-	}
-	return err
 }
 
 // unlock lets others change the VDIs as a whole, and write them through other nodes.
