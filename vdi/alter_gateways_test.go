@@ -2,16 +2,19 @@ package vdi_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
+	"sheepdog/vdi/catalog"
 	"sheepdog/vdi/vditest"
 )
 
@@ -327,5 +330,92 @@ func expectBehind(t *testing.T, g *vditest.Gateway, name string) {
 	p := make([]byte, behindSize)
 	if _, err := v.ReadAt(ctx, p, 0); err != nil || !bytes.Equal(p, bytes.Repeat([]byte{want}, behindSize)) {
 		t.Errorf("%s through %s begins with %q (%v)", name, g.Name, p[0], err)
+	}
+}
+
+// Ownership of one VDI that goes while the node that copies waits for another one's, and is on its way back, is not
+// taken for ownership: what the former owner has under way is copied too.
+func TestAlterCopiesAndReturningOwnership(t *testing.T) {
+	c := vditest.NewCluster(t, 1)
+	h := holdNext(c.Objects, "write")
+	var v, w, there *vdi.Volume
+	var lost, back atomic.Bool // a has lost w; v is on its way back to a
+	var a, b *vditest.Gateway
+	var wg sync.WaitGroup
+	var once sync.Once
+	copied, landed := make(chan struct{}), make(chan struct{})
+	ofV, ofW := object.VID(0), object.VID(0)
+	taken := func() { // a waits for w; b takes v, and has a write under way when a client of a takes it back
+		write(t, there, 0, 512, 2)
+		h.on.Store(true)
+		wg.Go(func() {
+			write(t, there, 512, 512, 3)
+			close(landed)
+		})
+		<-h.began
+		wg.Go(func() { write(t, v, 1<<20, 512, 4) })
+		for {
+			if i, _ := a.Catalog.Get(ofV); i.Owner != nil && i.Owner.Name == "a" {
+				back.Store(true)
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	c.Config = func(cfg *vdi.Config) {
+		settled := cfg.Settled
+		if cfg.Node != "a" {
+			return
+		}
+		cfg.Settled = func(ctx context.Context, n catalog.Node, vid object.VID, generation uint64) error {
+			switch {
+			case !lost.Load():
+			case vid == ofW:
+				once.Do(taken)
+			case vid == ofV:
+				select {
+				case <-copied:
+				case <-time.After(time.Second): // it is waited for
+				}
+				close(h.release)
+				<-landed
+			}
+			return settled(ctx, n, vid, generation)
+		}
+	}
+	a, b = c.Gateway("a"), c.Gateway("b")
+	v = create(t, a.Service, "v", 4<<20)
+	write(t, v, 0, 4<<20, 1)
+	must[vdi.Info](t)(a.Snapshot(ctx, "v", "s"))
+	must[vdi.Info](t)(a.Clone(ctx, "v", "s", "c0")) // whose vid is behind that of v
+	there = openAll(t, []*vditest.Gateway{b}, "v")[0]
+	w = open(t, b.Service, "c0")
+	write(t, w, 0, 512, 5)
+	write(t, v, 0, 512, 6) // a owns v, b owns w
+	a.CatchUp()
+	ofV, ofW = vidOf(t, a.Service, "v"), vidOf(t, a.Service, "c0")
+	fault := c.Objects.Fault
+	var first, again sync.Once
+	c.Objects.Fault = func(what string, id object.ID) error {
+		if what == "sums" {
+			first.Do(func() { // all is copied for the first time
+				write(t, w, 0, 512, 7)
+				lost.Store(true)
+			})
+			if back.Load() {
+				again.Do(func() { time.AfterFunc(100*time.Millisecond, func() { close(copied) }) })
+			}
+		}
+		return fault(what, id)
+	}
+	must[vdi.Altered](t)(a.AlterCopies(ctx, "v", 2, nil, nil))
+	wg.Wait()
+	for off, want := range map[int64]byte{0: 2, 512: 3, 1 << 20: 4, 2 << 20: 1} {
+		if got := byteAt(t, v, off); got != want {
+			t.Errorf("at %d there is %d, want %d", off, got, want)
+		}
+	}
+	if got := byteAt(t, w, 0); got != 7 {
+		t.Errorf("the clone has %d", got)
 	}
 }
