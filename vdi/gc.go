@@ -502,10 +502,15 @@ func (s *Service) referenced(ctx context.Context, live []catalog.VDI, owner obje
 
 // Collect frees now what Run frees in the background: for tests and for who waits.
 func (s *Service) Collect(ctx context.Context) error {
-	for _, c := range s.cores() {
-		if err := c.tidy(ctx, true); err != nil {
-			return explain(err, "settle the map of %s", c.title())
+	var err error
+	for _, c := range s.keepAll() {
+		if err == nil {
+			err = explain(c.tidy(ctx, true), "settle the map of %s", c.title())
 		}
+		s.release(c)
+	}
+	if err != nil {
+		return err
 	}
 	if err := s.cancelForgotten(ctx); err != nil {
 		return err

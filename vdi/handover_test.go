@@ -1,9 +1,11 @@
 package vdi_test
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
@@ -68,6 +70,44 @@ func TestGatewayFlushesWhatItHad(t *testing.T) {
 	for off, want := range map[int64]byte{0: 1, 1 << 20: 2, 1536 << 20: 3} {
 		if got := byteAt(t, vols[1], off); got != want {
 			t.Errorf("at %d there is %d, want %d", off, got, want)
+		}
+	}
+}
+
+// A volume that is opened anew while the map of its last use is being settled has the same map in memory: what is written
+// then stays in it.
+func TestOpenedAnewWhileItSettles(t *testing.T) {
+	c := vditest.NewCluster(t, 1)
+	h := holdNext(c.Objects, "write")
+	a, b := c.Gateway("a"), c.Gateway("b")
+	v := create(t, a.Service, "v", 4<<20)
+	write(t, v, 0, 512, 1)
+	if err := errors.Join(v.Flush(ctx), v.Close()); err != nil {
+		t.Fatal(err)
+	}
+	h.on.Store(true)
+	settled, written := make(chan error, 1), make(chan struct{})
+	go func() { settled <- a.Collect(ctx) }()
+	<-h.began
+	open(t, a.Service, "v").Close()
+	v = open(t, a.Service, "v")
+	go func() {
+		write(t, v, 1<<20, 512, 2)
+		close(written)
+	}()
+	select {
+	case <-written:
+	case <-time.After(200 * time.Millisecond): // it waits for the page
+	}
+	close(h.release)
+	<-written
+	if err := <-settled; err != nil {
+		t.Fatal(err)
+	}
+	w := openAll(t, []*vditest.Gateway{b}, "v")[0]
+	for off, want := range map[int64]byte{0: 1, 1 << 20: 2} {
+		if got := byteAt(t, w, off); got != want {
+			t.Errorf("at %d another gateway reads %d, want %d", off, got, want)
 		}
 	}
 }

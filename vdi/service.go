@@ -86,31 +86,33 @@ func (s *Service) tidyAll(ctx context.Context) {
 		case <-s.woken:
 		case <-t.C:
 		}
-		for _, c := range s.cores() {
+		for _, c := range s.keepAll() {
 			if err := c.tidy(ctx, s.unused(c)); err != nil && ctx.Err() == nil {
 				s.log.Warn("map of volume is not settled yet", "vdi", c.name, "error", err)
 			}
-			s.mu.Lock()
-			s.dropUnused(c)
-			s.mu.Unlock()
+			s.release(c)
 		}
 	}
 }
 
-func (s *Service) cores() []*core {
+// keepAll returns all VDIs that are open or have work left; each is kept until it is passed to release. Else it might be
+// forgotten and opened anew meanwhile, and two would write its map.
+func (s *Service) keepAll() []*core {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	list := make([]*core, 0, len(s.working))
 	for _, c := range s.working {
+		c.users++
 		list = append(list, c)
 	}
 	return list
 }
 
+// unused reports whether nobody uses a VDI but the caller, who keeps it.
 func (s *Service) unused(c *core) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(c.handles) == 0 && c.users == 0
+	return len(c.handles) == 0 && c.users == 1
 }
 
 // dropUnused forgets a volume that nobody has open and that needs nothing. The caller
@@ -146,10 +148,11 @@ func (s *Service) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	var errs []error
-	for _, c := range s.cores() {
+	for _, c := range s.keepAll() {
 		if err := c.tidy(ctx, true); err != nil {
 			errs = append(errs, explain(err, "close volume %s", c.title()))
 		}
+		s.release(c)
 	}
 	return errors.Join(errs...)
 }
