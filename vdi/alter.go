@@ -402,15 +402,17 @@ func (m *mover) move(ctx context.Context) error {
 	if err := m.round(ctx, true); err != nil {
 		return err
 	}
-	for n, held := 1, 0; ; n++ {
+	held, contested := 0, false
+	for n := 1; ; n++ {
 		// Who is kept from writing waits for one more look at all objects, and must not have waited for too long for what
 		// it has under way to be sent again.
-		if m.hold = 0; n > 1 && held < heldAttempts && m.looking <= m.s.cfg.ResendWithin/2 && m.stillOwned() != nil {
+		if m.hold = 0; contested && held < heldAttempts && m.looking <= m.s.cfg.ResendWithin/2 {
 			m.hold, held = adminHold, held+1
 		}
 		m.alone = m.hold > 0 || n > moveAttempts/2
 		err := m.follow(ctx)
 		m.unlock(context.WithoutCancel(ctx))
+		contested = errors.Is(err, errDisowned) || m.stillOwned() != nil
 		switch {
 		case err == nil || !isStale(err) && !errors.Is(err, catalog.ErrBusy):
 			return err
@@ -477,6 +479,9 @@ func (m *mover) follow(ctx context.Context) error {
 		return err
 	}
 	m.looking = time.Since(owned)
+	if !m.ownsAll() {
+		return errDisowned
+	}
 	allowed := quickRound
 	if m.hold > 0 { // the sooner it is over the better, for others wait anyway
 		allowed = max(allowed, m.s.cfg.ResendWithin/4)
@@ -489,8 +494,8 @@ func (m *mover) follow(ctx context.Context) error {
 		if time.Since(began) <= allowed {
 			return m.change(ctx)
 		}
-		if m.hold > 0 && time.Since(owned) > m.s.cfg.ResendWithin/2 {
-			return errDisowned // others have waited for long enough
+		if !m.ownsAll() || m.hold > 0 && time.Since(owned) > m.s.cfg.ResendWithin/2 {
+			return errDisowned // or others have waited for long enough
 		}
 		if n > quickRounds {
 			allowed *= 2
@@ -515,12 +520,12 @@ func (m *mover) change(ctx context.Context) error {
 		c.gate.pause()
 		defer c.gate.resume()
 	}
+	if !m.ownsAll() {
+		return errDisowned
+	}
 	before := make([]*mapping, len(m.cores))
 	for i, c := range m.cores {
 		before[i] = c.mapping.Load()
-		if before[i].generation.Load() == 0 || !m.has(before[i]) {
-			return errDisowned
-		}
 	}
 	if err := m.again(ctx, true); err != nil {
 		if m.changed(ctx) {
@@ -576,8 +581,12 @@ func (m *mover) changed(ctx context.Context) bool {
 	return left != 0
 }
 
-func (m *mover) has(now *mapping) bool {
-	return now.policy == m.from && slices.Contains(m.members, catalog.Member{Ref: now.ref, Generation: now.under})
+// ownsAll reports whether this node still owns all VDIs as own has left them.
+func (m *mover) ownsAll() bool {
+	return !slices.ContainsFunc(m.cores, func(c *core) bool {
+		now := c.mapping.Load()
+		return now.generation.Load() == 0 || now.policy != m.from || !slices.Contains(m.members, catalog.Member{Ref: now.ref, Generation: now.under})
+	})
 }
 
 // adopt goes on with the VDIs in their new policy, when nobody answers anything out of the former one any more. What
