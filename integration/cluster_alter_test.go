@@ -15,14 +15,8 @@ import (
 // that is asked. Then a node that is killed takes nothing. It gets two while it is written, and of what was before nothing
 // is left.
 func TestAlterCopies(t *testing.T) {
-	f := rig.NewFlock(t, 3, 1)
+	f, h, before := beingWritten(t, 1, 0)
 	n1, n2, n3 := f.Nodes[0], f.Nodes[1], f.Nodes[2]
-	everyPolicy(n1)
-	h := newHerder(t, f, "v")
-	h.start(n1)
-	time.Sleep(time.Second)
-	n1.Dog("vdi", "snapshot", "v", "-s", "before")
-	before := rig.ImageSum(t, n2.URI("v@before"))
 	reportStall(t, h, "undisturbed", stallLimit)
 
 	alter(t, n2, 1, "3")
@@ -54,14 +48,8 @@ func TestAlterCopies(t *testing.T) {
 // A node that is killed while it alters the copies has changed nothing. Another one begins anew, and what the first one
 // has left is removed. Writes that it was carrying out may have left objects where the volume is, until the next sweep.
 func TestAlterCopiesInterrupted(t *testing.T) {
-	f := rig.NewFlock(t, 3, 2)
+	f, h, before := beingWritten(t, 2, 0)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
-	everyPolicy(n1)
-	h := newHerder(t, f, "v")
-	h.start(n1)
-	time.Sleep(time.Second)
-	n1.Dog("vdi", "snapshot", "v", "-s", "before")
-	before := rig.ImageSum(t, n2.URI("v@before"))
 	h.mayFail.Store(true)
 	ended := make(chan rig.Result, 1)
 	go func() { ended <- n1.DogRun("vdi", "alter-copy", "v", "-c", "3") }()
@@ -94,14 +82,8 @@ func expectAlteredBy(t *testing.T, s *rig.Sheep, times int) {
 // The node that writes a volume is killed while it alters the copies for another one. That says so at once; nothing is
 // changed or lost, and asked again it does so itself.
 func TestAlterCopiesWriterKilled(t *testing.T) {
-	f := rig.NewFlock(t, 3, 2)
+	f, h, before := beingWritten(t, 2, 1)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
-	everyPolicy(n1)
-	h := newHerder(t, f, "v")
-	h.start(n2)
-	time.Sleep(time.Second)
-	n1.Dog("vdi", "snapshot", "v", "-s", "before")
-	before := rig.ImageSum(t, n1.URI("v@before"))
 	time.Sleep(500 * time.Millisecond) // n2 owns it again
 	h.mayFail.Store(true)
 	ended := make(chan rig.Result, 1)
@@ -168,6 +150,19 @@ func TestAlterCopiesWrittenThroughTwo(t *testing.T) {
 		c.verify(s, false)
 		rig.Contains(t, s.Dog("cluster", "check"), "objects are as they should be")
 	}
+}
+
+// beingWritten returns three nodes and a client that writes a volume v of so many copies through one of them, and the sum
+// of its snapshot "before".
+func beingWritten(t *testing.T, copies, through int) (f *rig.Flock, h *herder, before string) {
+	t.Helper()
+	f = rig.NewFlock(t, 3, copies)
+	everyPolicy(f.Nodes[0])
+	h = newHerder(t, f, "v")
+	h.start(f.Nodes[through])
+	time.Sleep(time.Second)
+	f.Nodes[0].Dog("vdi", "snapshot", "v", "-s", "before")
+	return f, h, rig.ImageSum(t, f.Nodes[1-through].URI("v@before"))
 }
 
 // everyPolicy makes a volume of each number of copies: a check looks where volumes are.

@@ -135,13 +135,13 @@ func (s *Service) unlessTaken(x catalog.VDI, err error) error {
 	case !ok || now.Ref != x.Ref || now.State != catalog.Deleted:
 		return nil
 	case now.Generation != x.Generation:
-		return errElsewhere
+		return errRemoving
 	}
 	return err
 }
 
-// errElsewhere says that another node does what this one began.
-var errElsewhere = fmt.Errorf("another node removes it: %w", object.ErrUnavailable)
+// errRemoving says that another node does what this one began.
+var errRemoving = fmt.Errorf("another node removes it: %w", object.ErrUnavailable)
 
 func (s *Service) mayBeUp(n *catalog.Node) bool { return n == nil || s.cfg.Up == nil || s.cfg.Up(*n) }
 
