@@ -220,6 +220,26 @@ func removeAll(t *testing.T, d *disktest.Disk, path string) {
 	}
 }
 
+// fillUp writes objects of so many bytes, from index n on, until there is no space for one, and returns which one that is.
+// A full disk is checkpointed by itself, whenever it comes to it, and gets back what was promised and not needed: it stays
+// full if there is no space right after a checkpoint.
+func fillUp(t *testing.T, s *storage.Store, n uint32, size int) uint32 {
+	t.Helper()
+	write := func() error { return call(s, req(object.OpWrite, n, 0, filled(size, uint64(n)))) }
+	for ; ; n++ {
+		err := write()
+		if err != nil {
+			expect(t, "write to a full disk", err, object.ErrNoSpace)
+			mustCheckpoint(t, s)
+			err = write()
+		}
+		if err != nil {
+			expect(t, "write after a checkpoint", err, object.ErrNoSpace)
+			return n
+		}
+	}
+}
+
 func TestFullDisk(t *testing.T) {
 	d := disktest.New("d")
 	d.SetCapacity(24 << 20)
@@ -228,13 +248,7 @@ func TestFullDisk(t *testing.T) {
 	log := new(trace)
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	s := mustOpen(t, cfg)
-	n := uint32(0)
-	var err error
-	for ; err == nil; n++ {
-		err = call(s, req(object.OpWrite, n, 0, filled(1<<20, uint64(n))))
-	}
-	n--
-	expect(t, "write to a full disk", err, object.ErrNoSpace)
+	n := fillUp(t, s, 0, 1<<20)
 	if n < 8 {
 		t.Fatalf("full after %d objects", n)
 	}
@@ -246,10 +260,7 @@ func TestFullDisk(t *testing.T) {
 			t.Fatal("nobody is told")
 		}
 	}
-	for i := uint32(1000); err == nil || i == 1000; i++ { // what is left is less than an object
-		err = call(s, req(object.OpWrite, i, 0, filled(4096, 1)))
-	}
-	expect(t, "small write to a full disk", err, object.ErrNoSpace)
+	fillUp(t, s, 1000, 4096) // what is left is less than an object
 	// Writes of both kinds fail where they need space, and nothing is changed.
 	expect(t, "small write", call(s, req(object.OpWrite, n+1, 0, filled(4096, 1))), object.ErrNoSpace)
 	if _, err := s.Stat(context.Background(), keyOf(n+1)); !errors.Is(err, object.ErrNotFound) {
@@ -271,7 +282,8 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal("other content")
 	}
 	// How much of it the log has is not the same as before.
-	for err = nil; err == nil && n < 24; {
+	var err error
+	for err == nil && n < 24 {
 		n++
 		err = call(s, req(object.OpWrite, n, 0, filled(1<<20, 1)))
 	}
