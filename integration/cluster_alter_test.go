@@ -157,19 +157,11 @@ func TestAlterCopiesWrittenThroughTwo(t *testing.T) {
 func beingWritten(t *testing.T, copies, through int) (f *rig.Flock, h *herder, before string) {
 	t.Helper()
 	f = rig.NewFlock(t, 3, copies)
-	everyPolicy(f.Nodes[0])
 	h = newHerder(t, f, "v")
 	h.start(f.Nodes[through])
 	time.Sleep(time.Second)
 	f.Nodes[0].Dog("vdi", "snapshot", "v", "-s", "before")
 	return f, h, rig.ImageSum(t, f.Nodes[1-through].URI("v@before"))
-}
-
-// everyPolicy makes a volume of each number of copies: a check looks where volumes are.
-func everyPolicy(s *rig.Sheep) {
-	for _, copies := range []string{"1", "2", "3"} {
-		s.Dog("vdi", "create", "of-"+copies, "4M", "-c", copies)
-	}
 }
 
 // expectAltered fails unless v has so many copies, its content and that of its snapshot are what they were through every

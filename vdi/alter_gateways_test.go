@@ -117,7 +117,7 @@ func TestAlterCopiesWrittenElsewhere(t *testing.T) {
 		for _, g := range list {
 			w.verify(t, g.Service)
 		}
-		if r := must[vdi.CheckReport](t)(list[2].Check(ctx, w.v.Name(), false, nil)); len(r.Problems) > 0 {
+		if r := must[vdi.CheckReport](t)(list[2].Check(ctx, w.v.Name(), vdi.CheckOptions{}, nil)); len(r.Problems) > 0 {
 			t.Errorf("%+v", r.Problems)
 		}
 	}
@@ -303,7 +303,7 @@ func snapshotsBehind(t *testing.T, seed uint64, when string, do func(*vdi.Servic
 	policies := map[object.PolicyID]bool{}
 	for _, v := range must[[]vdi.Info](t)(b.List(ctx)) {
 		policies[v.Policy] = true
-		if r := must[vdi.CheckReport](t)(b.Check(ctx, v.Name, false, nil)); len(r.Problems) > 0 {
+		if r := must[vdi.CheckReport](t)(b.Check(ctx, v.Name, vdi.CheckOptions{}, nil)); len(r.Problems) > 0 {
 			t.Errorf("%+v", r.Problems)
 		}
 	}

@@ -76,7 +76,7 @@ func inspectAltered(t *testing.T, w *vditest.World, s *vdi.Service, copies int) 
 		}
 	}
 	for _, name := range []string{"v", "c"} {
-		if r, err := s.Check(ctx, name, false, nil); err != nil || len(r.Problems) > 0 {
+		if r, err := s.Check(ctx, name, vdi.CheckOptions{}, nil); err != nil || len(r.Problems) > 0 {
 			t.Fatalf("check %s: %v %+v", name, err, r.Problems)
 		}
 	}
@@ -197,13 +197,10 @@ func TestAlterCopiesWithoutRoom(t *testing.T) {
 func TestMisplacedObjects(t *testing.T) {
 	for _, repair := range []bool{false, true} {
 		w, s, v := alterable(t)
-		if _, err := s.Create(ctx, vdi.CreateOptions{Name: "other", Copies: 2}); err != nil {
-			t.Fatal(err) // checks look where VDIs are
-		}
 		block := bytes.Repeat([]byte("x"), object.BlockSize)
 		w.Objects.Put(vditest.Policy+1, object.DataID(v.VID(), 0), 20, 0, block)
 		w.Objects.Put(vditest.Policy+1, object.NewID(object.KindMap, v.VID(), 0), 22, 0, block)
-		r, err := s.Check(ctx, "v", repair, nil)
+		r, err := s.Check(ctx, "v", vdi.CheckOptions{Repair: repair}, nil)
 		if err != nil || len(r.Problems) != 2 && !repair {
 			t.Fatalf("check: %v %+v", err, r.Problems)
 		}
@@ -215,10 +212,46 @@ func TestMisplacedObjects(t *testing.T) {
 		if !repair {
 			err = s.Sweep(ctx)
 		}
-		if err := errors.Join(err, s.Delete(ctx, "other", ""), s.Collect(ctx)); err != nil {
+		if err := errors.Join(err, s.Collect(ctx)); err != nil {
 			t.Fatal(err)
 		}
 		inspectAltered(t, w, s, 1)
+	}
+}
+
+// unlisted are objects of which those in one policy cannot be listed now.
+type unlisted struct {
+	vdi.Objects
+	policy object.PolicyID
+	asked  *int
+}
+
+func (u unlisted) List(ctx context.Context, policy object.PolicyID, fn func(object.Info) error) error {
+	if policy != u.policy {
+		return u.Objects.List(ctx, policy, fn)
+	}
+	*u.asked++
+	return fmt.Errorf("partition 7: %w", object.ErrUnavailable)
+}
+
+// What is not reachable, where no VDI need be, keeps a check from nothing else. It says so, and who has heard it waits for
+// it no more.
+func TestCheckPassesOverWhatIsNotReachable(t *testing.T) {
+	w, _, v := alterable(t)
+	asked := 0
+	w.Config = func(c *vdi.Config) { c.Objects = unlisted{c.Objects, vditest.Policy + 1, &asked} }
+	w.Objects.Put(vditest.Policy+2, object.DataID(v.VID(), 0), 20, 0, bytes.Repeat([]byte("x"), object.BlockSize))
+	s := w.Service()
+	r := must[vdi.CheckReport](t)(s.Check(ctx, "v", vdi.CheckOptions{}, nil))
+	if len(r.Problems) != 1 || r.Problems[0].Kind != vdi.ProblemLeftover {
+		t.Errorf("found %+v", r.Problems)
+	}
+	if len(r.Unsearched) != 1 || r.Unsearched[0].Policy != vditest.Policy+1 || r.Unsearched[0].Copies != 2 || !strings.Contains(r.Unsearched[0].Reason, "partition 7") {
+		t.Errorf("not searched: %+v", r.Unsearched)
+	}
+	r = must[vdi.CheckReport](t)(s.Check(ctx, "v", vdi.CheckOptions{PassOver: []object.PolicyID{vditest.Policy + 1}}, nil))
+	if asked != 1 || len(r.Problems) != 1 || len(r.Unsearched) != 0 {
+		t.Errorf("the second time: asked %d times, found %+v", asked, r)
 	}
 }
 
@@ -336,7 +369,7 @@ func TestAlterCopiesAndLateCollector(t *testing.T) {
 			t.Errorf("at %d there is %d", off, got)
 		}
 	}
-	if r := must[vdi.CheckReport](t)(a.Check(ctx, "v", false, nil)); len(r.Problems) > 0 {
+	if r := must[vdi.CheckReport](t)(a.Check(ctx, "v", vdi.CheckOptions{}, nil)); len(r.Problems) > 0 {
 		t.Errorf("%+v", r.Problems)
 	}
 }

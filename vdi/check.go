@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"sheepdog/storage/object"
@@ -23,8 +24,8 @@ const (
 
 // checker carries out one Check.
 type checker struct {
+	CheckOptions
 	s        *Service
-	repair   bool
 	progress Progress
 	done     int64
 	total    int64
@@ -47,11 +48,10 @@ type suspect struct {
 
 // Check looks whether the maps of a VDI and of its snapshots and the objects fit
 // together: every object that a map names is there and all of it can be read, each once,
-// and no object is there that none names. With repair, leftovers are removed; lost data
-// cannot be brought back.
-func (s *Service) Check(ctx context.Context, name string, repair bool, p Progress) (CheckReport, error) {
+// and no object is there that none names, also in policies that no volume has any more.
+func (s *Service) Check(ctx context.Context, name string, o CheckOptions, p Progress) (CheckReport, error) {
 	k := checker{
-		s: s, repair: repair, report: CheckReport{Name: name, Problems: []Problem{}}, progress: p,
+		s: s, CheckOptions: o, report: CheckReport{Name: name, Problems: []Problem{}}, progress: p,
 		own: map[object.VID]bool{}, foreign: map[object.ID]bool{},
 	}
 	var list []catalog.VDI
@@ -271,8 +271,17 @@ func (k *checker) leftovers(ctx context.Context, list []catalog.VDI) error {
 	for _, v := range list {
 		mine[v.VID] = v
 	}
-	for _, policy := range k.s.cfg.Catalog.Policies() {
-		if err := k.leftoversIn(ctx, policy, mine); err != nil {
+	for _, policy := range k.s.policies() {
+		if slices.Contains(k.PassOver, policy) {
+			continue
+		}
+		err := k.leftoversIn(ctx, policy, mine)
+		if ctx.Err() == nil && errors.Is(err, object.ErrUnavailable) {
+			// It need not have anything of these volumes, so the rest is looked at.
+			k.report.Unsearched = append(k.report.Unsearched, Unsearched{policy, k.s.cfg.CopiesOf(policy), err.Error()})
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -295,7 +304,7 @@ func (k *checker) leftoversIn(ctx context.Context, policy object.PolicyID, mine 
 		return err
 	}
 	for _, id := range ids {
-		left, err := k.s.leftover(ctx, policy, id, k.repair)
+		left, err := k.s.leftover(ctx, policy, id, k.Repair)
 		if errors.Is(err, errMoved) {
 			continue // what was left is removed now
 		}
@@ -304,9 +313,9 @@ func (k *checker) leftoversIn(ctx context.Context, policy object.PolicyID, mine 
 		}
 		if left {
 			p := k.problemAt(mine[id.VID()], id)
-			p.Kind, p.Repaired = ProblemLeftover, k.repair
+			p.Kind, p.Repaired = ProblemLeftover, k.Repair
 			p.Text = fmt.Sprintf("no map named object %s: a write left it that a crash or a snapshot cut off; it was removed", id)
-			if !k.repair {
+			if !k.Repair {
 				p.Text = fmt.Sprintf("no map names object %s: a write left it that a crash or a snapshot cut off; it only takes space, until the next sweep or a check with --repair removes it", id)
 			}
 			if v := mine[id.VID()]; policy != v.Policy {

@@ -202,7 +202,7 @@ func runGatewayModel(t *testing.T, seed uint64, steps int) {
 	m.closeAll()
 	m.use(0)
 	for _, name := range sortedKeys(m.content) {
-		r, err := m.service.Check(ctx, name, true, nil)
+		r, err := m.service.Check(ctx, name, vdi.CheckOptions{Repair: true}, nil)
 		m.must(err)
 		for _, p := range r.Problems {
 			if p.Kind != vdi.ProblemLeftover {

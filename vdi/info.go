@@ -107,13 +107,28 @@ type Usage struct {
 	Exact  bool  `json:"exact"`
 }
 
+// CheckOptions says how to Check.
+type CheckOptions struct {
+	Repair bool // remove leftovers; lost data cannot be brought back
+	// PassOver are policies that are not searched for leftovers: it is known that they are not reachable.
+	PassOver []object.PolicyID
+}
+
 // CheckReport is what Check found.
 type CheckReport struct {
-	Name     string    `json:"name"`
-	Objects  int64     `json:"objects"` // looked at
-	Problems []Problem `json:"problems"`
-	More     int64     `json:"more,omitempty"` // problems beyond those listed
-	Repaired int64     `json:"repaired"`
+	Name       string       `json:"name"`
+	Objects    int64        `json:"objects"` // looked at
+	Problems   []Problem    `json:"problems"`
+	More       int64        `json:"more,omitempty"` // problems beyond those listed
+	Repaired   int64        `json:"repaired"`
+	Unsearched []Unsearched `json:"unsearched,omitempty"`
+}
+
+// Unsearched is a policy that was not searched in full for leftovers, for not all of it is reachable.
+type Unsearched struct {
+	Policy object.PolicyID `json:"policy"`
+	Copies int             `json:"copies"`
+	Reason string          `json:"reason"`
 }
 
 // Problem is one thing that Check found wrong.

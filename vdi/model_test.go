@@ -365,7 +365,7 @@ func runModel(t *testing.T, seed uint64, steps int) {
 	}
 	m.verifyAll()
 	for name := range m.content {
-		r, err := m.service.Check(ctx, name, true, nil)
+		r, err := m.service.Check(ctx, name, vdi.CheckOptions{Repair: true}, nil)
 		m.must(err)
 		for _, p := range r.Problems {
 			if p.Kind != vdi.ProblemLeftover {

@@ -123,7 +123,7 @@ func TestCheck(t *testing.T) {
 	must[vdi.Info](t)(s.Snapshot(ctx, "v", "one"))
 	write(t, v, 0, 1, 2)
 	first := must[vdi.Info](t)(s.Info(ctx, "v", "one")).VID
-	r := must[vdi.CheckReport](t)(s.Check(ctx, "v", false, nil))
+	r := must[vdi.CheckReport](t)(s.Check(ctx, "v", vdi.CheckOptions{}, nil))
 	if len(r.Problems) > 0 || r.Objects != 8 {
 		t.Fatalf("a sound VDI: %+v", r)
 	}
@@ -131,7 +131,7 @@ func TestCheck(t *testing.T) {
 	w.Objects.Put(vditest.Policy, object.DataID(v.VID(), 7), 20, 0, []byte("x"))
 	vid := must[vdi.Info](t)(s.Info(ctx, "v", "")).VID
 	w.Objects.Put(vditest.Policy, object.DataID(vid, 7), 20, 0, []byte("x"))
-	r = must[vdi.CheckReport](t)(s.Check(ctx, "v", true, nil))
+	r = must[vdi.CheckReport](t)(s.Check(ctx, "v", vdi.CheckOptions{Repair: true}, nil))
 	var kinds []string
 	for _, p := range r.Problems {
 		kinds = append(kinds, p.Kind)
@@ -154,7 +154,7 @@ func TestCheck(t *testing.T) {
 		}
 		return nil
 	}
-	r = must[vdi.CheckReport](t)(s.Check(ctx, "v", false, nil))
+	r = must[vdi.CheckReport](t)(s.Check(ctx, "v", vdi.CheckOptions{}, nil))
 	found := false
 	for _, p := range r.Problems {
 		found = found || p.Kind == vdi.ProblemCorrupt && p.Object == object.DataID(first, 1)

@@ -611,7 +611,7 @@ func (s *tale) finish() {
 		if v.Snapshot {
 			continue
 		}
-		r, err := g.Check(ctx, v.Name, false, nil)
+		r, err := g.Check(ctx, v.Name, vdi.CheckOptions{}, nil)
 		for _, p := range r.Problems {
 			if p.Kind != vdi.ProblemLeftover {
 				err = errors.Join(err, fmt.Errorf("%+v", p))

@@ -125,7 +125,7 @@ func (a *app) clusterCheck() *cobra.Command {
 	var repair bool
 	c := &cobra.Command{
 		Use: "check", Short: "Check all VDIs, disks and replicas",
-		Long: "Check all VDIs and the disks of all nodes, that all replicas are equal, and that what is on\nthe disks is what was written: all of it is read. The exit status is 1 if there are problems that were not repaired,\nleftovers aside: they only take space, and sweeps remove them.\n\n" + problemGrid.rawHelp(),
+		Long: "Check all VDIs and the disks of all nodes, that all replicas are equal, and that what is on\nthe disks is what was written: all of it is read. The exit status is 1 if there are problems that were not repaired,\nleftovers aside: they only take space, and sweeps remove them. The same goes for what could not be searched for them.\n\n" + problemGrid.rawHelp(),
 		Args: exactly(0),
 		RunE: func(*cobra.Command, []string) error { return a.check("", repair) },
 	}

@@ -36,7 +36,8 @@ func (a *app) vdiCheck() *cobra.Command {
 	var repair bool
 	c := a.onVDI("check NAME", "Check a VDI and its snapshots", `Every object is there, every block matches its checksum, and
 nothing is left over. The exit status is 1 if there are problems that were not repaired,
-leftovers aside: they only take space, and sweeps remove them.
+leftovers aside: they only take space, and sweeps remove them. The same goes for what could not
+be searched for them.
 
 `+problemGrid.rawHelp(), exactly(1), func(args []string) error { return a.check(args[0], repair) })
 	c.Flags().BoolVar(&repair, "repair", false, "remove leftovers of crashes; lost data cannot be brought back")
@@ -59,7 +60,7 @@ func (a *app) check(name string, repair bool) error {
 	}
 	bad := r.More
 	for _, x := range r.Problems {
-		if !x.Repaired && x.Kind != api.ProblemLeftover {
+		if !x.Repaired && x.Kind != api.ProblemLeftover && x.Kind != api.ProblemUnsearched {
 			bad++
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sheepdog/frontends/admin/api"
+	"sheepdog/storage/object"
 	"sheepdog/vdi"
 )
 
@@ -52,7 +53,7 @@ func (c *call) check() error {
 	}
 	return c.events(func(ctx context.Context, l *lines) (api.Event, error) {
 		report := &api.CheckReport{Problems: []api.Problem{}}
-		err := c.checkOne(ctx, l, report, c.name(), repair)
+		_, err := c.checkOne(ctx, l, report, c.name(), vdi.CheckOptions{Repair: repair})
 		return api.Event{Report: report}, err
 	})
 }
@@ -76,10 +77,11 @@ func add(r *api.CheckReport, p api.Problem) {
 	r.More++
 }
 
-func (c *call) checkOne(ctx context.Context, l *lines, sum *api.CheckReport, name string, repair bool) error {
-	r, err := c.s.cfg.Volumes.Check(ctx, name, repair, l.progress(name))
+// checkOne returns the policies that the next check need not wait for.
+func (c *call) checkOne(ctx context.Context, l *lines, sum *api.CheckReport, name string, o vdi.CheckOptions) ([]object.PolicyID, error) {
+	r, err := c.s.cfg.Volumes.Check(ctx, name, o, l.progress(name))
 	if err != nil {
-		return err
+		return o.PassOver, err
 	}
 	sum.VDIs++
 	sum.Objects += r.Objects
@@ -90,7 +92,12 @@ func (c *call) checkOne(ctx context.Context, l *lines, sum *api.CheckReport, nam
 			VDI: name, Tag: p.Tag, SnapshotID: p.Snapshot, Kind: p.Kind, Object: p.Object.String(), Off: p.Off, Len: p.Len, Text: p.Text, Repaired: p.Repaired,
 		})
 	}
-	return nil
+	for _, u := range r.Unsearched {
+		o.PassOver = append(o.PassOver, u.Policy)
+		add(sum, api.Problem{Kind: api.ProblemUnsearched, Text: fmt.Sprintf(
+			"where volumes with %d copies are kept was not searched for leftovers: %s: check again when it is reachable", u.Copies, u.Reason)})
+	}
+	return o.PassOver, nil
 }
 
 // checkAll checks every VDI, and what the disks of all nodes say of themselves.
@@ -150,14 +157,14 @@ func (c *call) checkVolumes(ctx context.Context, l *lines, r *api.CheckReport, r
 	if err != nil {
 		return err
 	}
-	last := ""
+	last, o := "", vdi.CheckOptions{Repair: repair}
 	for _, v := range list {
 		if v.Name == last {
 			continue // Check takes a VDI with its snapshots
 		}
 		last = v.Name
 		// What was deleted meanwhile needs no check.
-		if err := c.checkOne(ctx, l, r, v.Name, repair); err != nil && !errors.Is(err, vdi.ErrNotFound) {
+		if o.PassOver, err = c.checkOne(ctx, l, r, v.Name, o); err != nil && !errors.Is(err, vdi.ErrNotFound) {
 			return err
 		}
 	}

@@ -30,7 +30,7 @@ type Volumes interface {
 
 	Open(ctx context.Context, name, tag string, o vdi.OpenOptions) (*vdi.Volume, error)
 	Diff(ctx context.Context, name, fromTag, toTag string, fn func(vdi.Extent) bool) error
-	Check(ctx context.Context, name string, repair bool, p vdi.Progress) (vdi.CheckReport, error)
+	Check(ctx context.Context, name string, o vdi.CheckOptions, p vdi.Progress) (vdi.CheckReport, error)
 	Backup(ctx context.Context, name, fromTag, tag string, w io.Writer, p vdi.Progress) error
 	Restore(ctx context.Context, name string, r io.Reader, p vdi.Progress) (vdi.Info, error)
 	// Objects calls fn for each object of a volume that is no hole, by index.

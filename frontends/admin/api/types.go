@@ -313,7 +313,7 @@ type Problem struct {
 	Tag        string `json:"tag,omitempty"`
 	SnapshotID uint32 `json:"snapshot_id,omitempty"`
 	Node       string `json:"node,omitempty"` // whose replica or disk it is about
-	Kind       string `json:"kind"`           // missing, corrupt, leftover, unowned, disk, replica
+	Kind       string `json:"kind"`           // missing, corrupt, leftover, unowned, unsearched, disk, replica
 	Object     string `json:"object,omitempty"`
 	Off        int64  `json:"off"`
 	Len        int64  `json:"len"`
@@ -326,6 +326,8 @@ const (
 	ProblemDisk     = "disk"
 	ProblemReplica  = "replica"  // it is not what the primary has
 	ProblemLeftover = "leftover" // an object that no map names: it takes space, and the next sweep removes it
+	// ProblemUnsearched: where volumes may have been kept before was not searched for leftovers in full.
+	ProblemUnsearched = "unsearched"
 )
 
 // Attribute is the value of one attribute of a VDI.
