@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -188,6 +189,13 @@ func (w *world) formOf(copies int, names ...string) {
 	for _, name := range names[1:] {
 		w.start(name)
 	}
+	w.eventually("every node has a part", func() bool { // fewer of them may have all copies, until the last is placed too
+		v := first.View()
+		return !slices.ContainsFunc(names, func(name string) bool {
+			n := v.NodeByName(name)
+			return n == nil || Held(v, n.ID) == 0
+		})
+	})
 	w.whole(min(copies, len(names)))
 }
 
