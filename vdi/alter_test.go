@@ -219,38 +219,23 @@ func TestMisplacedObjects(t *testing.T) {
 	}
 }
 
-// unlisted are objects of which those in one policy cannot be listed now.
-type unlisted struct {
-	vdi.Objects
-	policy object.PolicyID
-	asked  *int
-}
-
-func (u unlisted) List(ctx context.Context, policy object.PolicyID, fn func(object.Info) error) error {
-	if policy != u.policy {
-		return u.Objects.List(ctx, policy, fn)
-	}
-	*u.asked++
-	return fmt.Errorf("partition 7: %w", object.ErrUnavailable)
-}
-
 // What is not reachable, where no VDI need be, keeps a check from nothing else. It says so, and who has heard it waits for
 // it no more.
 func TestCheckPassesOverWhatIsNotReachable(t *testing.T) {
 	w, _, v := alterable(t)
-	asked := 0
-	w.Config = func(c *vdi.Config) { c.Objects = unlisted{c.Objects, vditest.Policy + 1, &asked} }
+	u := unreachable{policy: vditest.Policy + 1}
+	w.Config = u.within
 	w.Objects.Put(vditest.Policy+2, object.DataID(v.VID(), 0), 20, 0, bytes.Repeat([]byte("x"), object.BlockSize))
 	s := w.Service()
 	r := must[vdi.CheckReport](t)(s.Check(ctx, "v", vdi.CheckOptions{}, nil))
 	if len(r.Problems) != 1 || r.Problems[0].Kind != vdi.ProblemLeftover {
 		t.Errorf("found %+v", r.Problems)
 	}
-	if len(r.Unsearched) != 1 || r.Unsearched[0].Policy != vditest.Policy+1 || r.Unsearched[0].Copies != 2 || !strings.Contains(r.Unsearched[0].Reason, "partition 7") {
+	if len(r.Unsearched) != 1 || r.Unsearched[0].Policy != vditest.Policy+1 || r.Unsearched[0].Copies != 2 || !strings.Contains(r.Unsearched[0].Reason, "7 is away") {
 		t.Errorf("not searched: %+v", r.Unsearched)
 	}
 	r = must[vdi.CheckReport](t)(s.Check(ctx, "v", vdi.CheckOptions{PassOver: []object.PolicyID{vditest.Policy + 1}}, nil))
-	if asked != 1 || len(r.Problems) != 1 || len(r.Unsearched) != 0 {
+	if asked := u.asked.Load(); asked != 1 || len(r.Problems) != 1 || len(r.Unsearched) != 0 {
 		t.Errorf("the second time: asked %d times, found %+v", asked, r)
 	}
 }

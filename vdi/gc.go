@@ -1,6 +1,7 @@
 package vdi
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -36,6 +37,9 @@ type collector struct {
 	leftovers atomic.Int64
 	sweeping  atomic.Bool
 	one       longLock // collects at a time on this node
+
+	unreached map[object.PolicyID]bool // when it collected last; of who holds one
+	tried     atomic.Int64             // objects that attempts which failed have got to
 
 	mu        sync.Mutex
 	lastSweep time.Time
@@ -97,24 +101,31 @@ func (s *Service) GC() GCStatus {
 // collectRetry is how long the collector waits after a failure.
 const collectRetry = 5 * time.Second
 
+// maxSweepRetry bounds the pause after a sweep that failed: each looks at all objects again.
+const maxSweepRetry = 10 * time.Minute
+
 // collectAll collects whenever the catalog has changed, and sweeps at the start and
 // every Config.SweepEvery.
 func (s *Service) collectAll(ctx context.Context) {
-	sweepAt := time.Now()
+	sweepAt, pause := time.Now(), collectRetry
 	for ctx.Err() == nil {
 		err := s.cancelForgotten(ctx)
 		formatted, leading := s.cfg.DefaultPolicy() != 0, s.leading()
 		if err == nil && leading {
 			err = s.collect(ctx)
 		}
-		if err == nil && leading && formatted && !time.Now().Before(sweepAt) {
-			if err = s.Sweep(ctx); err == nil {
-				sweepAt = time.Now().Add(s.cfg.SweepEvery)
+		retry := err != nil || !formatted || !leading
+		if leading && formatted && !time.Now().Before(sweepAt) {
+			if swept := s.Sweep(ctx); swept == nil {
+				sweepAt, pause = time.Now().Add(s.cfg.SweepEvery), collectRetry
+			} else {
+				sweepAt, pause = time.Now().Add(pause), min(2*pause, maxSweepRetry)
+				err = cmp.Or(err, swept)
 			}
 		}
 		s.gc.failed(err)
 		wait := time.Until(sweepAt)
-		if err != nil || !formatted || !leading {
+		if retry {
 			wait = collectRetry
 		}
 		if err != nil && ctx.Err() == nil && !errors.Is(err, object.ErrUnavailable) {
@@ -130,18 +141,54 @@ func (s *Service) collectAll(ctx context.Context) {
 	}
 }
 
+// tries are attempts at what has nothing to do with each other: one that fails keeps nobody from the next. To find out that a
+// policy is not reachable takes long, so nothing more is tried there.
+type tries struct {
+	unreached map[object.PolicyID]bool
+	err       error
+}
+
+func (t *tries) try(ctx context.Context, policy object.PolicyID, do func() error) {
+	if t.unreached[policy] || ctx.Err() != nil {
+		t.err = cmp.Or(t.err, ctx.Err())
+		return
+	}
+	err := do()
+	if err == nil {
+		return
+	}
+	passing := errors.Is(err, object.ErrUnavailable)
+	if passing && !errors.Is(err, errChanged) && !errors.Is(err, errRemoving) {
+		t.unreached[policy] = true
+	}
+	if t.err == nil || !passing && errors.Is(t.err, object.ErrUnavailable) { // that will not pass by itself
+		t.err = err
+	}
+}
+
 // collect frees what deleted VDIs and snapshots leave. It may be given up anywhere and
-// begun anew: objects go first, then maps, then the vids.
+// begun anew: objects go first, then maps, then the vids. What is in policies that were not reachable
+// the last time comes after all else.
 func (s *Service) collect(ctx context.Context) error {
 	if err := s.gc.one.LockWithin(ctx); err != nil {
 		return err
 	}
 	defer s.gc.one.Unlock()
+	t := tries{unreached: map[object.PolicyID]bool{}}
+	for _, late := range []bool{false, true} {
+		s.collectIn(ctx, &t, func(p object.PolicyID) bool { return s.gc.unreached[p] == late })
+	}
+	s.gc.unreached = t.unreached
+	return t.err
+}
+
+// collectIn is collect in some policies.
+func (s *Service) collectIn(ctx context.Context, t *tries, in func(object.PolicyID) bool) {
 	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
-		if v.Move {
-			if err := s.removeCopy(ctx, v); err != nil {
-				return explain(err, "remove what %q had in policy %d", v.Name, v.Policy)
-			}
+		if v.Move && in(v.Policy) {
+			t.try(ctx, v.Policy, func() error {
+				return explain(s.removeCopy(ctx, v), "remove what %q had in policy %d", v.Name, v.Policy)
+			})
 		}
 	}
 	families := map[uint64]bool{} // that were collected, or are being moved
@@ -149,14 +196,13 @@ func (s *Service) collect(ctx context.Context) error {
 		families[v.Family] = families[v.Family] || v.Move
 	}
 	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
-		if !v.MapGone && !families[v.Family] {
+		if !v.MapGone && !families[v.Family] && in(v.Policy) {
 			families[v.Family] = true
-			if err := s.collectOften(ctx, v.Family); err != nil {
-				return explain(err, "collect the garbage of %q", v.Name)
-			}
+			t.try(ctx, v.Policy, func() error {
+				return explain(s.collectOften(ctx, v.Family), "collect the garbage of %q", v.Name)
+			})
 		}
 	}
-	return nil
 }
 
 // collectAttempts bounds how often collecting a family begins anew because its volumes changed.
@@ -370,6 +416,9 @@ func policyOf(lists ...[]*member) object.PolicyID {
 // removeObjects removes objects that no stored map has. What was read from the maps is
 // made durable before: else a power cut could bring back an entry whose object is gone.
 // It fails with errChanged if some map that was looked at may have been emptied by then.
+//
+// When an object cannot be removed, the next attempt begins behind it: its partition may wait for a node that comes back to a
+// full disk, and that one for the space that the others have.
 func (s *Service) removeObjects(ctx context.Context, d *doomed) error {
 	if len(d.list) == 0 {
 		return nil
@@ -380,8 +429,10 @@ func (s *Service) removeObjects(ctx context.Context, d *doomed) error {
 	if err := s.areLive(ctx, maps.Keys(d.live)); err != nil {
 		return err
 	}
-	for _, r := range d.list {
-		if err := s.removeObject(ctx, r); err != nil {
+	first := int(s.gc.tried.Load() % int64(len(d.list)))
+	for i := range d.list {
+		if err := s.removeObject(ctx, d.list[(first+i)%len(d.list)]); err != nil {
+			s.gc.tried.Add(int64(i) + 1)
 			return err
 		}
 	}

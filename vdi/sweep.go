@@ -12,17 +12,18 @@ import (
 // sweepBatch bounds the objects that a sweep remembers at a time.
 const sweepBatch = 1 << 16
 
-// Sweep looks at all objects and removes those that no map names: what crashes left.
+// Sweep looks at all objects and removes those that no map names: what crashes left. It fails if some are not reachable,
+// after it has looked at all others.
 func (s *Service) Sweep(ctx context.Context) error {
 	s.gc.sweeping.Store(true)
 	defer s.gc.sweeping.Store(false)
+	t := tries{unreached: map[object.PolicyID]bool{}}
 	for _, p := range s.policies() {
-		if err := s.sweepPolicy(ctx, p); err != nil {
-			return explain(err, "sweep")
-		}
+		t.try(ctx, p, func() error { return s.sweepPolicy(ctx, p) })
 	}
-	if err := s.freeHeld(ctx); err != nil {
-		return explain(err, "sweep")
+	s.freeHeld(ctx, &t)
+	if t.err != nil {
+		return explain(t.err, "sweep")
 	}
 	s.gc.mu.Lock()
 	s.gc.lastSweep = s.now()
@@ -182,7 +183,7 @@ func (s *Service) sweepWorking(ctx context.Context, v catalog.VDI, id object.ID,
 
 // freeHeld frees deleted vids whose last objects have gone since their maps went: their
 // users wrote over them, one by one.
-func (s *Service) freeHeld(ctx context.Context) error {
+func (s *Service) freeHeld(ctx context.Context, t *tries) {
 	families := map[uint64]bool{}
 	for _, v := range s.cfg.Catalog.InState(catalog.Deleted) {
 		if !v.MapGone || families[v.Family] {
@@ -192,11 +193,8 @@ func (s *Service) freeHeld(ctx context.Context) error {
 		if s.moving(v.Family) {
 			continue // it is not known here what is free
 		}
-		if err := s.freeHeldOf(ctx, v.Family); err != nil {
-			return err
-		}
+		t.try(ctx, v.Policy, func() error { return s.freeHeldOf(ctx, v.Family) })
 	}
-	return nil
 }
 
 func (s *Service) freeHeldOf(ctx context.Context, family uint64) error {
