@@ -23,12 +23,21 @@ type attached struct {
 // a working VDI, and the ancestors whose objects its map names.
 const maxAttached = 64
 
+// use is what an object is wanted for.
+type use uint8
+
+const (
+	toRead  use = iota // the client names the vid: where it is that of a VDI, it has that open
+	toWrite            // likewise
+	instead            // another vid was named, whose object this one has: says nothing about what the client has open
+)
+
 // attach returns the volume of a vid, for an object to be read or changed, with a reference
 // that the op gives back. From any goroutine.
-func (s *session) attach(vid object.VID, write bool) (*attached, error) {
+func (s *session) attach(vid object.VID, u use) (*attached, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a := s.attached[vid]; a != nil && (!write || s.writes == a.header.Name) {
+	if a := s.attached[vid]; a != nil && s.knows(a.header, u) {
 		a.refs.Add(1)
 		return a, nil
 	}
@@ -36,7 +45,7 @@ func (s *session) attach(vid object.VID, write bool) (*attached, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.permit(h, write); err != nil {
+	if err := s.permit(h, u); err != nil {
 		return nil, err
 	}
 	a := s.attached[vid]
@@ -48,10 +57,23 @@ func (s *session) attach(vid object.VID, write bool) (*attached, error) {
 		}
 		a = &attached{header: h, vol: vol}
 		s.attached[vid] = a
+	}
+	if u != instead {
 		s.show(h)
 	}
 	a.refs.Add(1)
 	return a, nil
+}
+
+// knows reports whether permit would say nothing new of a VDI that is attached. The caller holds mu.
+func (s *session) knows(h vdi.Header, u use) bool {
+	switch {
+	case u == instead || h.Snapshot && u == toRead:
+		return true
+	case u == toWrite:
+		return s.writes == h.Name
+	}
+	return s.reads != "" || s.writes != ""
 }
 
 // permit decides whether a session may use an object: of the family of which it used the first
@@ -60,7 +82,7 @@ func (s *session) attach(vid object.VID, write bool) (*attached, error) {
 //
 // A VDI that is made anew may have the vid of one that was deleted long ago: who has opened that does not get it, as far as is known what
 // the host has opened.
-func (s *session) permit(h vdi.Header, write bool) error {
+func (s *session) permit(h vdi.Header, u use) error {
 	open, strange := s.server.locks.has(s.host, h.Name, h.Family)
 	if h.Snapshot { // which may be read on behalf of a clone, and stays what it is
 		open, strange = open || strange, false
@@ -72,13 +94,13 @@ func (s *session) permit(h vdi.Header, write bool) error {
 		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("%q has more objects than the native protocol can name: use another one", h.Name))
 	case s.family != 0 && s.family != h.Family && !open:
 		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("VDI %s, %q, is not open to this client", h.VID, h.Name))
-	case write && s.writes != "" && s.writes != h.Name && !open:
+	case u == toWrite && s.writes != "" && s.writes != h.Name && !open:
 		return refuse(wire.SD_RES_INVALID_PARMS, fmt.Sprintf("VDI %s, %q, is not open to this client, which writes %q", h.VID, h.Name, s.writes))
 	}
 	s.family = h.Family
 	switch {
-	case h.Snapshot:
-	case write:
+	case h.Snapshot || u == instead:
+	case u == toWrite:
 		s.writes = h.Name
 	case s.reads == "":
 		s.reads = h.Name

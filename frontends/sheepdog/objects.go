@@ -46,11 +46,11 @@ func (s *session) readObject(o *op) Volume {
 // the client's map has it, which may be an old one, for others have written meanwhile.
 func (s *session) read(o *op) Volume {
 	id := object.ID(o.obj.OID)
-	a, err := s.attach(id.VID(), false)
+	a, err := s.attach(id.VID(), toRead)
 	if err == nil && a.header.Snapshot {
 		if h, ok := s.working(); ok && h.Family == a.header.Family {
 			a.refs.Add(-1)
-			a, err = s.attach(h.VID, false)
+			a, err = s.attach(h.VID, toRead)
 		}
 	}
 	if err == nil {
@@ -64,23 +64,23 @@ func (s *session) read(o *op) Volume {
 	return nil
 }
 
-// readDeleted reads an object of a deleted VDI, which others may still use.
-//
-// If nobody does the client's map is an old one: another client has written, or rolled back the
-// VDI that this one has open. Then it gets what that VDI has there now, as clients of all
-// protocols do.
+// readDeleted reads an object of a deleted VDI, which others may still use: by way of the VDI that the session has open, as read does, else of
+// anyone that has it. If nobody has, and no VDI is known to be open, there is nothing to be read.
 func (s *session) readDeleted(ctx context.Context, o *op) {
 	id := object.ID(o.obj.OID)
-	vid, err := s.server.cfg.Volumes.Holder(ctx, id.VID(), id.Index())
-	if errors.Is(err, vdi.ErrNotFound) {
-		h, found := s.working()
-		if family, ferr := s.server.cfg.Volumes.FamilyOf(id.VID()); found && ferr == nil && family == h.Family {
-			vid, err = h.VID, nil
-		}
-	}
+	family, err := s.server.cfg.Volumes.FamilyOf(id.VID())
+	h, found := s.working()
 	var a *attached
-	if err == nil {
-		a, err = s.attach(vid, false)
+	if found && err == nil && family == h.Family {
+		a, err = s.attach(h.VID, toRead)
+	} else {
+		var vid object.VID
+		if vid, err = s.server.cfg.Volumes.Holder(ctx, id.VID(), id.Index()); err == nil {
+			a, err = s.attach(vid, instead)
+		}
+		if err == nil && !a.header.Snapshot {
+			o.owner = id.VID()
+		}
 	}
 	if err != nil {
 		o.finish(err)
@@ -89,6 +89,22 @@ func (s *session) readDeleted(ctx context.Context, o *op) {
 	if vol := s.submit(o, a, vdi.OpRead, id.Index()); vol != nil {
 		vol.Kick()
 	}
+}
+
+// readInstead ends a read by way of a VDI that the client knows nothing of. That may have got an object of its own meanwhile: then
+// what was read may be of that one, and the read begins anew.
+func (o *op) readInstead() {
+	index := object.ID(o.obj.OID).Index()
+	owner, err := o.on.vol.Entry(o.s.ctx, o.on.header.VID, index)
+	if wanted := o.owner; err == nil && owner == wanted {
+		o.finish(nil)
+		return
+	}
+	if err != nil && !errors.Is(err, vdi.ErrReadOnly) && !errors.Is(err, vdi.ErrNotFound) {
+		o.finish(err)
+		return
+	}
+	o.moved()
 }
 
 // working is the VDI that the session has open: the one that it writes, else one whose own objects it has read.
@@ -179,7 +195,7 @@ func (s *session) write(o *op) Volume {
 
 // attachToWrite returns a working VDI; it fails with READONLY if the vid is none any more.
 func (s *session) attachToWrite(vid object.VID) (*attached, error) {
-	a, err := s.attach(vid, true)
+	a, err := s.attach(vid, toWrite)
 	switch {
 	case errors.Is(err, vdi.ErrNotFound):
 		return nil, s.gone(vid)
@@ -278,7 +294,7 @@ func (o *op) beyond(what vdi.Op, size int64) {
 // flush carries out SD_OP_FLUSH_VDI.
 func (s *session) flush(o *op) Volume {
 	id := object.ID(o.obj.OID)
-	a, err := s.attach(id.VID(), false)
+	a, err := s.attach(id.VID(), toRead)
 	if err != nil {
 		if errors.Is(err, vdi.ErrNotFound) {
 			if _, gone := s.server.cfg.Volumes.Successor(id.VID()); gone == nil {

@@ -26,7 +26,8 @@ type op struct {
 	long    *stream.Large // else what data lies in
 	cost    int64         // bytes charged to the budgets
 
-	on    *attached // the volume it is submitted to
+	on    *attached  // the volume it is submitted to
+	owner object.VID // where that is read instead of a deleted one: which
 	tries int
 
 	changes bool       // it is counted as one that may change the map
@@ -98,7 +99,7 @@ func (o *op) free() {
 	if o.cost != 0 {
 		o.s.stream.Uncharge(o.cost)
 	}
-	o.s, o.data, o.front, o.in, o.out, o.long, o.cost, o.on = nil, nil, nil, nil, nil, nil, 0, nil
+	o.s, o.data, o.front, o.in, o.out, o.long, o.cost, o.on, o.owner = nil, nil, nil, nil, nil, nil, 0, nil, 0
 	o.req.Data, o.req.Err, o.req.VID, o.req.Flags = nil, nil, 0, 0
 	o.pieces, o.reply = [2][]byte{}, nil
 	ops.Put(o)
@@ -167,6 +168,10 @@ func (o *op) done(r *vdi.Request) {
 		go o.moved()
 		return
 	}
+	if r.Err == nil && o.owner != 0 {
+		go o.readInstead()
+		return
+	}
 	o.finish(r.Err)
 }
 
@@ -184,7 +189,7 @@ func (o *op) moved() {
 		return
 	}
 	o.on.refs.Add(-1)
-	o.on = nil
+	o.on, o.owner = nil, 0
 	if vol := o.s.read(o); vol != nil {
 		vol.Kick()
 	}

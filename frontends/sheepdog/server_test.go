@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -699,6 +700,128 @@ func TestCloneOfDeletedIsRead(t *testing.T) {
 	if header, got := exchange(t, h.dial(), message(t, []string{"op=2", data, "want=1"})); result(header) != 0 || got[0] != 7 {
 		t.Errorf("%#x, %v", result(header), got)
 	}
+}
+
+// An object that a deleted snapshot left to others is read by way of one of them. That does not make it what the client has open, so
+// all else is what the client's map means; and who is known to have a VDI open reads what that has now.
+func TestReadInsteadIsNotOpened(t *testing.T) {
+	h := serve(t, nil)
+	one := h.create("vm", 4<<20).VID
+	h.put(one, 0, 1)
+	h.put(one, 1, 1)
+	h.snapshot("vm", "one")
+	two := h.working("vm")
+	h.put(two, 1, 2)
+	h.snapshot("vm", "two")
+	h.must(h.volumes.Delete(t.Context(), "vm", "one"))
+	for n := range 8 { // of which some vid is below the others
+		name := fmt.Sprintf("%dclone", n)
+		_, err := h.volumes.Clone(t.Context(), "vm", "two", name)
+		h.must(err)
+		h.put(h.working(name), 1, 9)
+	}
+	now := h.working("vm")
+	h.put(now, 2, 3)
+	reader, owner := h.dial(), h.dial()
+	for _, x := range []struct {
+		conn  net.Conn
+		vid   object.VID
+		index int
+		want  byte
+	}{{reader, one, 0, 1}, {reader, two, 1, 2}, {reader, one, 0, 1}, {reader, two, 1, 2}, {owner, now, 2, 3}, {owner, one, 0, 1}, {owner, two, 1, 2}} {
+		if got := h.read(x.conn, x.vid, x.index); got != x.want {
+			t.Errorf("object %d of %s: %d, want %d", x.index, x.vid, got, x.want)
+		}
+	}
+	h.put(now, 0, 5)
+	if got := h.read(owner, one, 0); got != 5 {
+		t.Errorf("who has the VDI open reads %d, want what others have written since", got)
+	}
+}
+
+// overtaken is volumes in which something happens when a holder was found.
+type overtaken struct {
+	volumes
+	then func(object.VID)
+}
+
+func (o *overtaken) Holder(ctx context.Context, vid object.VID, index uint32) (object.VID, error) {
+	holder, err := o.volumes.Holder(ctx, vid, index)
+	if err == nil {
+		o.then(holder)
+	}
+	return holder, err
+}
+
+// The VDI by way of which an object of a deleted snapshot is read gets an object of its own meanwhile: that is not what was asked for.
+func TestReadInsteadIsOvertaken(t *testing.T) {
+	var o *overtaken
+	h := serve(t, func(c *Config) {
+		o = &overtaken{volumes: c.Volumes.(volumes), then: func(object.VID) {}}
+		c.Volumes = o
+	})
+	vid := h.create("vm", 4<<20).VID
+	h.put(vid, 0, 1)
+	h.snapshot("vm", "s")
+	for _, name := range []string{"a", "b"} {
+		_, err := h.volumes.Clone(t.Context(), "vm", "s", name)
+		h.must(err)
+	}
+	err := h.volumes.Delete(t.Context(), "vm", "")
+	for deadline := time.Now().Add(10 * time.Second); errors.Is(err, vdi.ErrBusy) && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		err = h.volumes.Delete(t.Context(), "vm", "") // the server closes what put has closed
+	}
+	h.must(err)
+	h.must(h.volumes.Delete(t.Context(), "vm", "s"))
+	var times atomic.Int32
+	o.then = func(holder object.VID) {
+		if times.Add(1) == 1 {
+			h.put(holder, 0, 9)
+		}
+	}
+	if got := h.read(h.dial(), vid, 0); got != 1 || times.Load() != 2 {
+		t.Errorf("read %d after %d looks, want 1 after 2", got, times.Load())
+	}
+}
+
+func (h *harness) must(err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *harness) snapshot(name, tag string) {
+	h.t.Helper()
+	_, err := h.volumes.Snapshot(h.t.Context(), name, tag)
+	h.must(err)
+}
+
+func (h *harness) working(name string) object.VID {
+	h.t.Helper()
+	header, err := h.volumes.FindHeader(name, "", 0)
+	h.must(err)
+	return header.VID
+}
+
+// put makes an object, with a sector of a value, on a connection of its own; read tells the first byte of one.
+func (h *harness) put(vid object.VID, index int, value byte) {
+	h.t.Helper()
+	conn := h.dial()
+	defer conn.Close()
+	words := []string{"op=1", "flags=5", fmt.Sprintf("oid=%d", object.DataID(vid, uint32(index))), fmt.Sprintf("fill=%d*512", value)}
+	if header, _ := exchange(h.t, conn, message(h.t, words)); result(header) != 0 {
+		h.t.Fatalf("write to object %d of %s: %#x", index, vid, result(header))
+	}
+}
+
+func (h *harness) read(conn net.Conn, vid object.VID, index int) byte {
+	h.t.Helper()
+	header, got := exchange(h.t, conn, message(h.t, []string{"op=2", fmt.Sprintf("oid=%d", object.DataID(vid, uint32(index))), "want=1"}))
+	if result(header) != 0 || len(got) != 1 {
+		h.t.Fatalf("read of object %d of %s: %#x, %d bytes", index, vid, result(header), len(got))
+	}
+	return got[0]
 }
 
 // What is remembered of a name whose VDI comes and goes is bounded.

@@ -225,7 +225,7 @@ func (s *session) namesOther(ctx context.Context, v *sharedVDI, id object.ID) (b
 	if err != nil {
 		return false, err
 	}
-	a, err := s.attach(h.VID, false)
+	a, err := s.attach(h.VID, toRead)
 	if err != nil {
 		return false, err
 	}
@@ -273,7 +273,7 @@ func (s *session) look(ctx context.Context, h vdi.Header, whole bool) (seen, *se
 	if h.Snapshot || v == nil {
 		return now, where, nil
 	}
-	a, err := s.attach(h.VID, false)
+	a, err := s.attach(h.VID, toRead)
 	if err != nil {
 		return now, where, err
 	}
