@@ -554,12 +554,11 @@ func (s *Service) referenced(ctx context.Context, live []catalog.VDI, owner obje
 // Collect frees now what Run frees in the background: for tests and for who waits.
 func (s *Service) Collect(ctx context.Context) error {
 	var err error
-	for _, c := range s.keepAll() {
+	s.each(func(c *core) {
 		if err == nil {
 			err = explain(c.tidy(ctx, true), "settle the map of %s", c.title())
 		}
-		s.release(c)
-	}
+	})
 	if err != nil {
 		return err
 	}

@@ -86,26 +86,28 @@ func (s *Service) tidyAll(ctx context.Context) {
 		case <-s.woken:
 		case <-t.C:
 		}
-		for _, c := range s.keepAll() {
+		s.each(func(c *core) {
 			if err := c.tidy(ctx, s.unused(c)); err != nil && ctx.Err() == nil {
 				s.log.Warn("map of volume is not settled yet", "vdi", c.name, "error", err)
 			}
-			s.release(c)
-		}
+		})
 	}
 }
 
-// keepAll returns all VDIs that are open or have work left; each is kept until it is passed to release. Else it might be
-// forgotten and opened anew meanwhile, and two would write its map.
-func (s *Service) keepAll() []*core {
+// each does something to all VDIs that are open or have work left. They are kept until then: else one might be forgotten and
+// opened anew meanwhile, and two would write its map.
+func (s *Service) each(do func(*core)) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	list := make([]*core, 0, len(s.working))
 	for _, c := range s.working {
 		c.users++
 		list = append(list, c)
 	}
-	return list
+	s.mu.Unlock()
+	for _, c := range list {
+		do(c)
+		s.release(c)
+	}
 }
 
 // unused reports whether nobody uses a VDI but the caller, who keeps it.
@@ -148,12 +150,11 @@ func (s *Service) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	var errs []error
-	for _, c := range s.keepAll() {
+	s.each(func(c *core) {
 		if err := c.tidy(ctx, true); err != nil {
 			errs = append(errs, explain(err, "close volume %s", c.title()))
 		}
-		s.release(c)
-	}
+	})
 	return errors.Join(errs...)
 }
 

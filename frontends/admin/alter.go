@@ -110,38 +110,40 @@ func (w *alterWork) at(ctx context.Context, node string) (*api.Altered, error) {
 		return nil, fmt.Errorf("encode what is to be altered: %w", err)
 	}
 	of := url.Values{"id": {w.ID}}.Encode()
-	now, err := askOne[api.Event](ctx, w.s, node, question{Method: http.MethodPost, Path: alteringsPath, Body: body})
-	var seen api.Event
-	for err == nil {
-		if err := w.pass(now, &seen); err != nil {
-			w.forget(ctx, node, of)
-			return nil, err
-		}
-		switch {
-		case now.Error != nil:
-			w.forget(ctx, node, of)
-			return nil, now.Error
-		case now.Altered != nil:
-			w.forget(ctx, node, of)
-			return now.Altered, nil
-		}
-		select {
-		case <-ctx.Done():
-			w.forget(ctx, node, of)
-			return nil, ctx.Err()
-		case <-time.After(progressEvery):
-		}
-		now, err = askOne[api.Event](ctx, w.s, node, question{Method: http.MethodGet, Path: alteringsPath, Query: of})
-	}
-	if ctx.Err() != nil {
+	a, silent, err := w.follow(ctx, node, body, of)
+	if !silent || ctx.Err() != nil {
 		w.forget(ctx, node, of)
-		return nil, err
+		return a, err
 	}
 	if e := errorOf(err); e.Kind == api.KindNoRoute || e.Kind == api.KindOverloaded || e.Kind == api.KindClosed {
 		return nil, e
 	}
 	return nil, refuse(api.KindUnavailable, "alter the copies of %q to %d through node %q, which writes it: %s", w.Name, w.Copies, node, errorOf(err).Message).
 		withHint(fmt.Sprintf("everything is as before, unless it was through: %q shows that; then ask again", "dog vdi list "+w.Name))
+}
+
+// follow begins it at another node and passes on how far that is, until it is through, or silent: does not say any more
+// what has become of it.
+func (w *alterWork) follow(ctx context.Context, node string, body []byte, of string) (a *api.Altered, silent bool, err error) {
+	now, err := askOne[api.Event](ctx, w.s, node, question{Method: http.MethodPost, Path: alteringsPath, Body: body})
+	for seen := (api.Event{}); err == nil; {
+		if err := w.pass(now, &seen); err != nil {
+			return nil, false, err
+		}
+		switch {
+		case now.Error != nil:
+			return nil, false, now.Error
+		case now.Altered != nil:
+			return now.Altered, false, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		case <-time.After(progressEvery):
+		}
+		now, err = askOne[api.Event](ctx, w.s, node, question{Method: http.MethodGet, Path: alteringsPath, Query: of})
+	}
+	return nil, true, err
 }
 
 // pass passes on what is new.
