@@ -41,9 +41,9 @@ type collector struct {
 	unreached map[object.PolicyID]bool // when it collected last; of who holds one
 	tried     atomic.Int64             // objects that attempts which failed have got to
 
-	mu        sync.Mutex
-	lastSweep time.Time
-	lastError string
+	mu                       sync.Mutex
+	lastSweep                time.Time
+	collectError, sweepError string // of the last time; "" none
 
 	paceMu sync.Mutex
 	next   time.Time // before which no object is removed
@@ -75,15 +75,6 @@ func (g *collector) pace(ctx context.Context, rate int) error {
 // paceBurst is how much unused time of pace may be made up for.
 const paceBurst = 100 * time.Millisecond
 
-func (g *collector) failed(err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.lastError = ""
-	if err != nil {
-		g.lastError = err.Error()
-	}
-}
-
 // GC tells about the collection of garbage.
 func (s *Service) GC() GCStatus {
 	st := GCStatus{Deleted: s.gc.deleted.Load(), Leftovers: s.gc.leftovers.Load(), Sweeping: s.gc.sweeping.Load()}
@@ -94,42 +85,25 @@ func (s *Service) GC() GCStatus {
 	}
 	s.gc.mu.Lock()
 	defer s.gc.mu.Unlock()
-	st.LastSweep, st.LastError = s.gc.lastSweep, s.gc.lastError
+	st.LastSweep, st.LastError = s.gc.lastSweep, cmp.Or(s.gc.collectError, s.gc.sweepError)
 	return st
 }
 
 // collectRetry is how long the collector waits after a failure.
 const collectRetry = 5 * time.Second
 
-// maxSweepRetry bounds the pause after a sweep that failed: each looks at all objects again.
-const maxSweepRetry = 10 * time.Minute
-
-// collectAll collects whenever the catalog has changed, and sweeps at the start and
-// every Config.SweepEvery.
+// collectAll collects whenever the catalog has changed.
 func (s *Service) collectAll(ctx context.Context) {
-	sweepAt, pause := time.Now(), collectRetry
 	for ctx.Err() == nil {
 		err := s.cancelForgotten(ctx)
 		formatted, leading := s.cfg.DefaultPolicy() != 0, s.leading()
 		if err == nil && leading {
 			err = s.collect(ctx)
 		}
-		retry := err != nil || !formatted || !leading
-		if leading && formatted && !time.Now().Before(sweepAt) {
-			if swept := s.Sweep(ctx); swept == nil {
-				sweepAt, pause = time.Now().Add(s.cfg.SweepEvery), collectRetry
-			} else {
-				sweepAt, pause = time.Now().Add(pause), min(2*pause, maxSweepRetry)
-				err = cmp.Or(err, swept)
-			}
-		}
-		s.gc.failed(err)
-		wait := time.Until(sweepAt)
-		if retry {
+		s.failed(ctx, &s.gc.collectError, err, "garbage is not collected yet")
+		wait := s.cfg.SweepEvery
+		if err != nil || !formatted || !leading {
 			wait = collectRetry
-		}
-		if err != nil && ctx.Err() == nil && !errors.Is(err, object.ErrUnavailable) {
-			s.log.Warn("garbage is not collected yet", "error", err)
 		}
 		t := time.NewTimer(wait)
 		select {
@@ -138,6 +112,19 @@ func (s *Service) collectAll(ctx context.Context) {
 		case <-t.C:
 		}
 		t.Stop()
+	}
+}
+
+// failed notes how the background's work has gone.
+func (s *Service) failed(ctx context.Context, noted *string, err error, text string) {
+	s.gc.mu.Lock()
+	*noted = ""
+	if err != nil {
+		*noted = err.Error()
+	}
+	s.gc.mu.Unlock()
+	if err != nil && ctx.Err() == nil && !errors.Is(err, object.ErrUnavailable) {
+		s.log.Warn(text, "error", err)
 	}
 }
 

@@ -71,6 +71,7 @@ const tidyEvery = 2 * time.Second
 func (s *Service) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.collectAll(ctx) })
+	wg.Go(func() { s.sweepAll(ctx) })
 	wg.Go(func() { s.tidyAll(ctx) })
 	wg.Wait()
 	return nil

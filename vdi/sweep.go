@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"sheepdog/storage/object"
 	"sheepdog/vdi/catalog"
@@ -11,6 +12,35 @@ import (
 
 // sweepBatch bounds the objects that a sweep remembers at a time.
 const sweepBatch = 1 << 16
+
+// maxSweepRetry bounds the pause after a sweep that failed: each looks at all objects again.
+const maxSweepRetry = 10 * time.Minute
+
+// sweepAll sweeps at the start and every Config.SweepEvery. It may take long, so nobody's garbage waits for it.
+func (s *Service) sweepAll(ctx context.Context) {
+	due, pause := time.Now(), collectRetry
+	for ctx.Err() == nil {
+		if s.cfg.DefaultPolicy() != 0 && s.leading() && !time.Now().Before(due) {
+			err := s.Sweep(ctx)
+			if err == nil {
+				due, pause = time.Now().Add(s.cfg.SweepEvery), collectRetry
+			} else {
+				due, pause = time.Now().Add(pause), min(2*pause, maxSweepRetry)
+			}
+			s.failed(ctx, &s.gc.sweepError, err, "what crashes have left is not looked for yet")
+		}
+		wait := time.Until(due)
+		if wait <= 0 {
+			wait = collectRetry // until it is this node's turn
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
 
 // Sweep looks at all objects and removes those that no map names: what crashes left. It fails if some are not reachable,
 // after it has looked at all others.

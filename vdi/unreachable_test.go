@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
@@ -157,4 +159,31 @@ func TestGarbageOfWhatIsReachableInPart(t *testing.T) {
 		t.Fatal(err)
 	}
 	emptyOut(t, w, s, "in the end")
+}
+
+// A sweep, which may take long, keeps nobody's garbage.
+func TestGarbageBesideSweep(t *testing.T) {
+	w := vditest.NewWorld(t)
+	began, over := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	w.Objects.Fault = func(what string, _ object.ID) error {
+		if what == "list" {
+			once.Do(func() { close(began) })
+			<-over
+		}
+		return nil
+	}
+	s := w.Start()
+	t.Cleanup(func() { close(over) }) // before it is waited for
+	<-began
+	v := create(t, s, "v", 4<<20)
+	write(t, v, 0, 4<<20, 1)
+	if err := errors.Join(v.Flush(ctx), v.Close(), s.Delete(ctx, "v", "")); err != nil {
+		t.Fatal(err)
+	}
+	for began := time.Now(); len(w.Objects.In(vditest.Policy)) > 0; time.Sleep(time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("there still are %v", w.Objects.In(vditest.Policy))
+		}
+	}
 }
