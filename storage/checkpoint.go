@@ -40,6 +40,7 @@ func (d *drive) checkpoint() error {
 		return err
 	}
 	first := d.upkeep.resume
+	d.gives.Store(false)
 	if first == 0 {
 		var err error
 		if first, err = d.log.Rotate(); err != nil {
@@ -60,6 +61,7 @@ func (d *drive) checkpoint() error {
 	}
 	if err != nil {
 		d.oldest.CompareAndSwap(0, d.now())
+		d.gives.Store(true)
 		return d.explain(err)
 	}
 	d.upkeep.resume = 0

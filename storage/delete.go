@@ -80,6 +80,7 @@ func (d *drive) deleteHeld(o *obj) error {
 		return err
 	}
 	d.staged.Store(true)
+	d.gives.Store(true)
 	if o.fresh && o.hasFile {
 		d.listMu.Lock()
 		d.garbage = append(d.garbage, garbage{newPath(o.key, o.generation), pos})

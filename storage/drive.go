@@ -44,6 +44,7 @@ type drive struct {
 	lastGen  atomic.Uint64
 	newDirty atomic.Bool                    // entries of newDir are not durable
 	staged   atomic.Bool                    // records await the next kick
+	gives    atomic.Bool                    // the next checkpoint gives back what was deleted or discarded
 	handy    atomic.Pointer[object.Request] // a long write that awaits it, too; nil: none does
 
 	fileSync sync.Mutex // serialises syncFiles

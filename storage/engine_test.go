@@ -406,6 +406,43 @@ func TestRefusedGetsWhatWasGivenBack(t *testing.T) {
 	}
 }
 
+// TestNearlyFullGetsWhatWasGivenBack: who stays away because the disk is nearly full hears soon that it is not any more, though
+// nobody was refused.
+func TestNearlyFullGetsWhatWasGivenBack(t *testing.T) {
+	for what, give := range map[string]func(s *storage.Store, i uint32) error{
+		"delete": func(s *storage.Store, i uint32) error { return s.Delete(context.Background(), keyOf(i)) },
+		"discard": func(s *storage.Store, i uint32) error {
+			r := req(object.OpDiscard, i, 0, nil)
+			r.Len = 1 << 20
+			return call(s, r)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			d := disktest.New("d")
+			s := mustOpen(t, quietConfig(d))
+			for i := range uint32(8) {
+				expect(t, "write", call(s, req(object.OpWrite, i, 0, filled(1<<20, 1))), nil)
+			}
+			mustCheckpoint(t, s)
+			d.SetCapacity(d.Used() * 33 / 32)
+			g := keyOf(0).Group
+			for start := time.Now(); !s.Tight(g); time.Sleep(time.Millisecond) { // it remembers for a while what there was
+				if time.Since(start) > patience {
+					t.Fatal("it is not nearly full")
+				}
+			}
+			for i := range uint32(4) {
+				expect(t, what, give(s, i), nil)
+			}
+			for start := time.Now(); s.Tight(g); time.Sleep(time.Millisecond) {
+				if time.Since(start) > patience {
+					t.Fatal("it still is nearly full")
+				}
+			}
+		})
+	}
+}
+
 // TestTouch: an object gets a version without taking space, though it has no content that could be written over.
 func TestTouch(t *testing.T) {
 	d := disktest.New("d")

@@ -257,6 +257,7 @@ func (d *drive) clearNew() error {
 // start begins the disk's background work.
 func (d *drive) start() {
 	d.started = true
+	d.gives.Store(true) // what was replayed may
 	d.wg.Go(d.syncer.run)
 	d.wg.Go(d.upkeep.run)
 	d.wg.Go(d.upkeep.prepareSegments)

@@ -182,6 +182,13 @@ func (s *space) nearlyFull() bool {
 	return s.tight
 }
 
+// told reports whether who asked last was told that the disk is nearly full.
+func (s *space) told() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tight
+}
+
 func (s *space) usage() (total, free int64, full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -202,11 +202,12 @@ func (u *upkeep) due() bool {
 		d.cfg.Checkpoint > 0 && oldest != 0 && d.now()-oldest > int64(d.cfg.Checkpoint)
 }
 
-// wanted reports whether a checkpoint is due for those who take none of the last space.
+// wanted reports whether a checkpoint is due for those who take none of the last space: somebody was refused here, or stays
+// away because the disk is nearly full and would not be.
 func (u *upkeep) wanted() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if time.Since(u.gave) < retryAfter || !u.d.space.wanted.Swap(false) {
+	if time.Since(u.gave) < retryAfter || !u.d.space.wanted.Swap(false) && !(u.d.gives.Load() && u.d.space.told()) {
 		return false
 	}
 	u.gave = time.Now()

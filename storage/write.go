@@ -407,6 +407,8 @@ func (z *zeroing) log(b, n uint32) error {
 	e.pos = pos
 	if z.keep {
 		e.pos |= zeroFlag
+	} else {
+		z.d.gives.Store(true)
 	}
 	for i := range n {
 		o.over.set(b+i, e, o.blocks())
