@@ -228,11 +228,8 @@ func awaitCollected(t *testing.T, f *rig.Flock) {
 	t.Helper()
 	for _, s := range f.Nodes {
 		eventually(t, 15*time.Second, "what is not used any more is removed", func() error {
-			var n struct {
-				GC struct{ Pending int } `json:"gc"`
-			}
-			if s.DogJSON(&n, "node", "info"); n.GC.Pending > 0 {
-				return fmt.Errorf("%s has %d to remove", s.Host(), n.GC.Pending)
+			if n := pendingGarbage(s); n > 0 {
+				return fmt.Errorf("%s has %d to remove", s.Host(), n)
 			}
 			return nil
 		})

@@ -70,6 +70,8 @@ type FlockOptions struct {
 	Disks  func(number int) []string // existing directories of a node, which are numbered from 1; none: a gateway
 	Config string                    // further configuration, YAML lines at top level (not node or cluster)
 	Net    *Net                      // the nodes' network; nil: loopback
+	// IOTimeout is how long requests wait for what is not reachable; 0: as long as they do anywhere.
+	IOTimeout time.Duration
 }
 
 // Member is a node as the cluster shows it.
@@ -241,6 +243,9 @@ func (f *Flock) node(network, number int) *Sheep {
 	state := ""
 	if len(s.Disks) == 0 { // else it is on a disk
 		state = fmt.Sprintf("  state_dir: %s\n", filepath.Join(f.dir, name))
+	}
+	if f.opts.IOTimeout > 0 {
+		listen = fmt.Sprintf("  io_timeout: %v\n", f.opts.IOTimeout) + listen // of cluster
 	}
 	text := fmt.Sprintf("node:\n  name: %s\n  address: %s\n  disks: [%s]\n%scluster:\n  join: [%s]\n  secret_file: %s\n%s%s",
 		name, s.address, strings.Join(s.Disks, ", "), state, join, filepath.Join(f.dir, "secret"), listen, f.opts.Config)
