@@ -132,6 +132,13 @@ func (c *core) noteChange(index, entry uint32) {
 	}
 }
 
+// noteDurable records an entry that is stored durably, with its object, but unsettled.
+func (c *core) noteDurable(index, entry uint32) {
+	c.mu.Lock()
+	c.book.flushed = append(c.book.flushed, change{index, entry})
+	c.mu.Unlock()
+}
+
 // noteEmpty records an object that may be removed.
 func (c *core) noteEmpty(index uint32) {
 	c.mu.Lock()

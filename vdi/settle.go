@@ -134,11 +134,22 @@ func (c *core) resolveOne(ctx context.Context, m *mapping, index uint32, fn func
 	return fn(ctx, m, index, c.slot(m, index))
 }
 
+// storeAgain stores a pending entry, or a hole in place of one over a hole whose object was not made.
 func (c *core) storeAgain(ctx context.Context, m *mapping, index uint32, p *page) error {
 	slot := &p.entries[index%pageEntries]
 	e := slot.Load()
 	if e&pending == 0 {
 		return nil
+	}
+	if e&unsettled != 0 {
+		_, err := c.s.cfg.Objects.Stat(ctx, m.policy, object.DataID(m.vid(), index))
+		if err != nil && !isMissing(err) {
+			return err
+		}
+		if err != nil {
+			e = pending | volatile
+			slot.Store(e)
+		}
 	}
 	if err := c.store(ctx, m, index, p, false); err != nil {
 		return err

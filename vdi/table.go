@@ -18,7 +18,7 @@ const (
 	// unsettled: the object was new when the entry was written, and no flush has covered it
 	// since. If the power fails it may be missing, which then reads as zeros.
 	unsettled = uint32(1) << 31
-	// pending: the entry is being written, or writing it has failed. Reads must not use it: they
+	// pending: the entry is being written, and its object if that is over a hole, or that has failed. Reads must not use it: they
 	// ask the stored map, as other nodes do. Else one read here would see what a later one elsewhere does not.
 	pending = uint32(1) << 30
 	// volatile: the entry was written after the last flush: a power cut may undo it.

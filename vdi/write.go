@@ -123,6 +123,8 @@ func (t *transition) run(ctx context.Context) error {
 		return t.settleNow(ctx)
 	case t.makesHoles() && owner != t.m.vid() && (t.whole() || owner == 0):
 		return t.enter(ctx, 0, t.fua())
+	case owner == t.m.vid() && t.before&unsettled != 0: // its entry may not be stored, the object not be there
+		return t.begin(ctx)
 	case owner == t.m.vid(): // the object is there, its entry may not be stored
 		if err := t.enter(ctx, t.before&(ownerMask|unsettled), false); err != nil {
 			return err
@@ -172,14 +174,16 @@ func (t *transition) apply(ctx context.Context) error {
 
 // create makes the volume's own object where there was a hole or an ancestor's.
 //
-// An entry over a hole may become durable before the object: what is then missing reads
-// as zeros, as before. An entry over an ancestor's object must not: so the object is
+// An entry that replaces an ancestor's object must not become durable before the object: so that is
 // made durable first, and with it what the volume wrote into it.
 func (t *transition) create(ctx context.Context, ancestor object.VID) error {
 	if err := t.clean(ctx); err != nil {
 		return err
 	}
-	if ancestor != 0 && !t.whole() {
+	if ancestor == 0 {
+		return t.begin(ctx)
+	}
+	if !t.whole() {
 		if err := t.copy(ctx, ancestor); err != nil {
 			return err
 		}
@@ -187,19 +191,39 @@ func (t *transition) create(ctx context.Context, ancestor object.VID) error {
 	if err := t.apply(ctx); err != nil {
 		return err
 	}
-	e := uint32(t.m.vid())
-	switch {
-	case ancestor != 0:
-		if err := t.sync(ctx); err != nil {
-			return err
-		}
-	case !t.fua():
-		e |= unsettled
+	if err := t.sync(ctx); err != nil {
+		return err
 	}
-	if err := t.enter(ctx, e, t.fua()); err != nil {
+	if err := t.enter(ctx, uint32(t.m.vid()), t.fua()); err != nil {
 		return err
 	}
 	t.c.noteOrphan(ancestor, t.p.index)
+	return nil
+}
+
+// begin makes an object over a hole: the entry first, which reads as zeros, as before, until the object is there. The other
+// way round, who has looked into the map before a former object of that id was removed, and reads
+// only now, would find what nobody finds who looks now.
+func (t *transition) begin(ctx context.Context) error {
+	e := uint32(t.m.vid()) | unsettled
+	slot := &t.pg.entries[t.p.index%pageEntries]
+	if err := t.store(ctx, e, t.fua()); err != nil {
+		return err
+	}
+	if err := t.apply(ctx); err != nil {
+		t.c.noteDoubt(t.p.index)
+		return err
+	}
+	if t.makesHoles() { // an object that may not be there
+		t.c.noteDoubt(t.p.index)
+		return nil
+	}
+	slot.Store(e | volatile)
+	if t.fua() {
+		t.c.noteDurable(t.p.index, e|volatile)
+	} else {
+		t.c.noteChange(t.p.index, e|volatile)
+	}
 	return nil
 }
 
@@ -246,23 +270,13 @@ func (t *transition) copy(ctx context.Context, ancestor object.VID) error {
 	return nil
 }
 
-// enter stores the new entry; durably, then e must be settled, or else with the next
-// flush. If there is no space for it the entry is what it was. If it fails otherwise the
-// entry stays in memory as a pending one: nobody knows whether it is stored, so the next
-// write stores it again.
+// enter stores the new entry of an index whose object is as it shall be; durably, then e must be settled, or else with the next
+// flush.
 func (t *transition) enter(ctx context.Context, e uint32, durably bool) error {
-	slot := &t.pg.entries[t.p.index%pageEntries]
-	t.c.changed.Store(true)
-	var was uint32
-	err := t.c.storeWith(ctx, t.m, t.p.index, t.pg, durably, func() { was = slot.Swap(e | pending | volatile) }, func() { slot.Store(was) })
-	t.c.changes.Add(1) // not before: who knows of the change shall read the new entry
-	atomic.StoreInt32(&t.p.parent.span.changed, 1)
-	if err != nil {
-		if slot.Load()&pending != 0 {
-			t.c.noteDoubt(t.p.index)
-		}
+	if err := t.store(ctx, e, durably); err != nil {
 		return err
 	}
+	slot := &t.pg.entries[t.p.index%pageEntries]
 	if durably {
 		slot.Store(e)
 	} else {
@@ -273,6 +287,21 @@ func (t *transition) enter(ctx context.Context, e uint32, durably bool) error {
 		t.c.noteOrphan(object.VID(t.before&ownerMask), t.p.index)
 	}
 	return nil
+}
+
+// store stores the new entry, which stays a pending one in memory. If there is no space for it the entry is what it
+// was. If it fails otherwise nobody knows whether it is stored, so the next write stores it again.
+func (t *transition) store(ctx context.Context, e uint32, durably bool) error {
+	slot := &t.pg.entries[t.p.index%pageEntries]
+	t.c.changed.Store(true)
+	var was uint32
+	err := t.c.storeWith(ctx, t.m, t.p.index, t.pg, durably, func() { was = slot.Swap(e | pending | volatile) }, func() { slot.Store(was) })
+	t.c.changes.Add(1) // not before: who knows of the change shall read the new entry
+	atomic.StoreInt32(&t.p.parent.span.changed, 1)
+	if err != nil && slot.Load()&pending != 0 {
+		t.c.noteDoubt(t.p.index)
+	}
+	return err
 }
 
 func (c *core) noteDoubt(index uint32) {
