@@ -36,14 +36,25 @@ func (s *Service) delete(ctx context.Context, name, tag string) error {
 		return err
 	}
 	defer c.admin.Unlock()
+	for range adminAttempts {
+		if err = c.delete(ctx); !isStale(err) {
+			break
+		}
+	}
+	return err
+}
+
+// delete is Delete for who holds admin. It fails as stale if the VDI has another vid by now.
+func (c *core) delete(ctx context.Context) error {
+	s := c.s
 	v, err := s.beginDelete(c)
 	if err != nil {
 		return err
 	}
-	_, err = s.propose(ctx, catalog.Command{Delete: &catalog.Delete{Ref: v.Ref, At: s.now()}})
+	_, err = s.propose(ctx, catalog.Command{Delete: &catalog.Delete{Ref: v.Ref, Working: !c.snapshot, At: s.now()}})
 	s.endDelete(c, v, err)
 	if err != nil {
-		return err
+		return c.unlessReplaced(v.Ref, err)
 	}
 	// Other nodes may not know yet. From here on the objects refuse what they ask for; if
 	// this fails, the collector does it before it removes anything.
@@ -141,7 +152,7 @@ func (c *core) setSize(ctx context.Context, size int64) (catalog.VDI, error) {
 	res, err := c.s.propose(ctx, catalog.Command{Resize: &catalog.Resize{Ref: m.ref, Size: size, Generation: m.under}})
 	if err != nil {
 		c.doubt(m) // it may be applied nevertheless
-		return catalog.VDI{}, err
+		return catalog.VDI{}, c.unlessReplaced(m.ref, err)
 	}
 	c.size.Store(size)
 	return *res.VDI, nil
@@ -168,7 +179,7 @@ func (c *core) finishTrim(ctx context.Context) error {
 		return err
 	}
 	_, err := c.s.propose(ctx, catalog.Command{Trimmed: &catalog.Trimmed{Ref: v.Ref, Size: v.Size, Generation: m.under}})
-	return err
+	return c.unlessReplaced(v.Ref, err)
 }
 
 // clearBatch is after how many objects clearRange removes them.

@@ -272,6 +272,17 @@ func (c *core) disown(m *mapping) {
 	c.doubt(m)
 }
 
+// stillOwned fails if this node does not own the VDI by m any more. Then the next owner may have removed what m names.
+func (c *core) stillOwned(ctx context.Context, m *mapping) error {
+	if err := c.s.catchUp(ctx); err != nil {
+		return err
+	}
+	if m.generation.Load() == 0 {
+		return errDisowned
+	}
+	return nil
+}
+
 // doubt gives up ownership for the time being, because a command that ends it may still
 // be applied. The next write asks through the log.
 func (c *core) doubt(m *mapping) {

@@ -1,6 +1,7 @@
 package vdi
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -313,6 +314,9 @@ func (c *core) makeHole(ctx context.Context, m *mapping, index uint32, p *page) 
 		return false, nil // a later discard, or the sweep, will come by
 	}
 	info, err := c.s.cfg.Objects.Stat(ctx, m.policy, object.DataID(m.vid(), index))
+	if isMissing(err) {
+		err = cmp.Or(c.stillOwned(ctx, m), err)
+	}
 	if err != nil || info.Allocated > 0 {
 		return false, err
 	}

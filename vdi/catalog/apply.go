@@ -271,6 +271,9 @@ func (s *state) delete(c *Delete) error {
 		return nil
 	}
 	v, err := s.find(c.Ref, Live)
+	if err == nil && c.Working {
+		v, err = s.working(c.Ref)
+	}
 	if err != nil {
 		return err
 	}

@@ -148,10 +148,11 @@ type Cancel struct {
 	Ref Ref `json:"ref"`
 }
 
-// Delete deletes a VDI or a snapshot.
+// Delete deletes a VDI or a snapshot. Working says that a VDI is meant: if it has become a snapshot, that is not deleted instead of it.
 type Delete struct {
-	Ref Ref       `json:"ref"`
-	At  time.Time `json:"at"`
+	Ref     Ref       `json:"ref"`
+	Working bool      `json:"working,omitempty"`
+	At      time.Time `json:"at"`
 }
 
 // Resize changes a VDI's size, if Generation, unless it is 0, is still the newest. Growing
