@@ -133,7 +133,7 @@ func (c *core) resizeOwned(ctx context.Context, size int64) (catalog.VDI, error)
 	if err := c.finishTrim(ctx); err != nil {
 		return catalog.VDI{}, err
 	}
-	v, err := c.setSize(ctx, size)
+	v, err := c.changeSize(ctx, size)
 	if err != nil || v.Trim == 0 {
 		return v, err
 	}
@@ -144,8 +144,8 @@ func (c *core) resizeOwned(ctx context.Context, size int64) (catalog.VDI, error)
 	return v, nil
 }
 
-// setSize has nobody write meanwhile: a write is inside the size, or refused.
-func (c *core) setSize(ctx context.Context, size int64) (catalog.VDI, error) {
+// changeSize has nobody write meanwhile: a write is inside the size, or refused.
+func (c *core) changeSize(ctx context.Context, size int64) (catalog.VDI, error) {
 	c.gate.pause()
 	defer c.gate.resume()
 	m := c.mapping.Load()
@@ -154,7 +154,7 @@ func (c *core) setSize(ctx context.Context, size int64) (catalog.VDI, error) {
 		c.doubt(m) // it may be applied nevertheless
 		return catalog.VDI{}, c.unlessReplaced(m.ref, err)
 	}
-	c.size.Store(size)
+	c.setSize(m, size)
 	return *res.VDI, nil
 }
 

@@ -105,6 +105,25 @@ func (c *core) title() string {
 	return fmt.Sprintf("%q", c.name)
 }
 
+// setSize is for who owns the VDI by m, and knows its size. If ownership went meanwhile, another node may have changed it since.
+func (c *core) setSize(m *mapping, size int64) {
+	c.mu.Lock()
+	c.size.Store(size)
+	c.mu.Unlock()
+	if m.generation.Load() == 0 {
+		c.renewSize()
+	}
+}
+
+// renewSize has the size be what the catalog says, unless this node owns the VDI: then the size changes here alone.
+func (c *core) renewSize() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now, err := c.current(); err == nil && c.mapping.Load().generation.Load() == 0 {
+		c.size.Store(now.Size)
+	}
+}
+
 func (c *core) objectSize() int64 { return 1 << c.shift }
 
 // noteUncertain is for who loaded a page of m, perhaps a reader who has been overtaken: what

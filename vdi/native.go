@@ -155,9 +155,7 @@ func (v *Volume) Refresh() int64 {
 	if c.snapshot || c.mapping.Load().generation.Load() != 0 {
 		return c.size.Load()
 	}
-	if now, err := c.current(); err == nil && c.mapping.Load().generation.Load() == 0 {
-		c.size.Store(now.Size)
-	}
+	c.renewSize()
 	return c.size.Load()
 }
 

@@ -238,10 +238,10 @@ func (c *core) adopt(m *mapping, v catalog.VDI, keepBook bool) {
 	if !keepBook {
 		c.book = book{}
 	}
-	c.size.Store(v.Size)
-	c.changed.Store(true)
 	c.mapping.Store(m)
 	c.mu.Unlock()
+	c.changed.Store(true)
+	c.setSize(m, v.Size)
 }
 
 // isMine reports whether by v this node owns what m is the map of.

@@ -223,8 +223,8 @@ func (s *Service) acquire(ctx context.Context, name, tag string) (*core, error) 
 			s.working[name] = c
 		}
 	}
-	if !c.snapshot && c.mapping.Load().generation.Load() == 0 {
-		c.size.Store(v.Size) // its owner may have changed it
+	if !c.snapshot {
+		c.renewSize() // its owner may have changed it
 	}
 	c.users++
 	return c, nil
