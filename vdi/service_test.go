@@ -458,3 +458,45 @@ func TestUnformatted(t *testing.T) {
 		t.Errorf("the collector looked %d times", n)
 	}
 }
+
+// A VDI that is rolled back to a snapshot of a former one of its name, with objects of another size, is that
+// one; who has the later one open finds it deleted.
+func TestRollbackToFormerLife(t *testing.T) {
+	w := vditest.NewWorld(t)
+	s := w.Start()
+	made := func(shift uint8, b byte) *vdi.Volume {
+		must[vdi.Info](t)(s.Create(ctx, vdi.CreateOptions{Name: "v", Size: 8 << 20, ObjectSizeShift: shift}))
+		v := open(t, s, "v")
+		write(t, v, 5<<20, 512, b)
+		return v
+	}
+	v := made(20, 1)
+	must[vdi.Info](t)(s.Snapshot(ctx, "v", "s"))
+	v.Close()
+	if err := s.Delete(ctx, "v", ""); err != nil {
+		t.Fatal(err)
+	}
+	v = made(22, 2)
+	must[vdi.Info](t)(s.Rollback(ctx, "v", "s"))
+	if _, err := v.ReadAt(ctx, []byte{0}, 5<<20); !errors.Is(err, vdi.ErrNotFound) {
+		t.Errorf("the later one reads: %v", err)
+	}
+	if _, err := v.WriteAt(ctx, []byte{3}, 5<<20); !errors.Is(err, vdi.ErrNotFound) {
+		t.Errorf("the later one writes: %v", err)
+	}
+	v.Close()
+	v = open(t, s, "v")
+	write(t, v, 6<<20, 512, 4)
+	for off, want := range map[int64]byte{5 << 20: 1, 6 << 20: 4, 7 << 20: 0} {
+		if b := byteAt(t, v, off); b != want {
+			t.Errorf("at %d it has %d, want %d", off, b, want)
+		}
+	}
+	v.Close()
+	if err := s.Collect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if r := must[vdi.CheckReport](t)(s.Check(ctx, "v", vdi.CheckOptions{}, nil)); len(r.Problems) > 0 {
+		t.Errorf("%+v", r.Problems)
+	}
+}

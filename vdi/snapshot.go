@@ -251,6 +251,10 @@ func (c *core) rollbackOwned(ctx context.Context, v catalog.VDI) (catalog.VDI, e
 		}
 	}
 	c.s.taken.Store(made.Ref, made.Generation)
+	if made.Family != c.family { // a snapshot of a former VDI of that name: this one is deleted, for who has it open too
+		c.doubt(m)
+		return made, nil
+	}
 	c.adopt(newMapping(made), made, false)
 	return made, nil
 }
