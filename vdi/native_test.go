@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
@@ -255,7 +257,10 @@ func TestNativeGateways(t *testing.T) {
 // What a vid was is known when it was freed, as long as the VDI that goes on from it is there: that is its successor, by whatever
 // snapshots and rollbacks. Others are not, though they have its name: one that is made anew, or as a clone of the same family.
 func TestSuccessorOfFreed(t *testing.T) {
-	s := vditest.New(t)
+	w := vditest.NewWorld(t)
+	var ms atomic.Int64 // what is made in the same one is taken for the same
+	w.Config = func(cfg *vdi.Config) { cfg.Now = func() time.Time { return time.UnixMilli(ms.Add(1)) } }
+	s := w.Start()
 	first := create(t, s, "vm", 4<<20)
 	vid := first.VID()
 	is := func(vid object.VID) {
