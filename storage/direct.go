@@ -39,8 +39,9 @@ func (d *drive) tryDirect(r *object.Request) bool {
 	return ok && d.handy.CompareAndSwap(nil, r)
 }
 
-// writeDirect carries out a large write. It waits for the disk, unless tryDirect says that it need not.
-func (d *drive) writeDirect(r *object.Request) {
+// writeDirect carries out a large write. It waits for the disk, unless tryDirect says that it need not; waits
+// says whether the caller may also wait for a write to be durable.
+func (d *drive) writeDirect(r *object.Request, waits bool) {
 	w := directs.Get().(*direct)
 	defer directs.Put(w)
 	err := d.beginDirect(w, r)
@@ -71,6 +72,7 @@ func (d *drive) writeDirect(r *object.Request) {
 		r.Complete(d.failed())
 	case r.Flags&object.FlagFUA != 0:
 		d.syncer.add(r, true)
+		d.syncer.serve(waits)
 	default:
 		r.Complete(nil)
 	}

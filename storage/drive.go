@@ -146,7 +146,7 @@ func (d *drive) work(r *object.Request) {
 	case r.Op == object.OpRead:
 		d.read(r)
 	case r.Op == object.OpWrite && int(r.Len) > d.cfg.SmallWrite:
-		d.writeDirect(r)
+		d.writeDirect(r, true)
 	default:
 		d.writeLog(r)
 	}
@@ -162,15 +162,18 @@ func (d *drive) kick() {
 		return
 	}
 	if r := d.handy.Swap(nil); r != nil {
-		d.writeDirect(r)
+		d.writeDirect(r, d.syncer.quick())
 	}
 }
 
+// flush writes what was gathered for the log and completes whom that is enough for. To make it durable for the others is left
+// to the syncer, unless that takes no longer than to wake it.
 func (d *drive) flush() {
 	done, err := d.log.Flush()
 	if err != nil {
 		err = d.fail(err)
 	}
+	waiting := false
 	for done != nil {
 		r := done
 		done = r.Next
@@ -180,9 +183,13 @@ func (d *drive) flush() {
 			r.Complete(err)
 		case r.Flags&object.FlagFUA != 0:
 			d.syncer.add(r, false)
+			waiting = true
 		default:
 			r.Complete(nil)
 		}
+	}
+	if waiting {
+		d.syncer.serve(d.syncer.quick())
 	}
 }
 

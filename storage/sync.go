@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"sheepdog/storage/object"
 )
 
 // syncer makes things durable for whoever waits: all that gather while one sync runs
-// share the next.
+// share the next. Its goroutine does that, or somebody who may wait for the disk and would
+// have to wake it.
 type syncer struct {
 	d *drive
 
@@ -19,33 +21,64 @@ type syncer struct {
 	queue  requests // complete when durable
 	marks  requests // go on when the log is durable
 	files  bool     // somebody in queue needs what was written directly
+	busy   bool     // a sync is under way: who carries it out wakes the goroutine for what has gathered
 	closed bool
+
+	usual atomic.Int64 // what a sync takes, in ns: see took
 }
 
 func (s *syncer) init(d *drive) {
 	s.d = d
 	s.cond.L = &s.mu
+	s.usual.Store(int64(time.Millisecond)) // until it is known
 }
 
-// add completes r when everything completed so far is durable; files says whether
-// that includes object files.
+// add completes r when everything completed so far is durable; files says whether that includes object files. It is begun by
+// the serve that must follow.
 func (s *syncer) add(r *object.Request, files bool) {
 	s.mu.Lock()
 	s.queue.push(r)
 	s.files = s.files || files
-	s.cond.Signal()
 	s.mu.Unlock()
+}
+
+// serve sees to those who wait, unless a sync is under way: then they are seen to after it. here says that the caller may wait
+// for the disk, and is to do it.
+func (s *syncer) serve(here bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.busy || !s.wanted():
+	case here:
+		s.one()
+		if s.wanted() {
+			s.cond.Signal()
+		}
+	default:
+		s.cond.Signal()
+	}
+}
+
+// one carries out a batch. mu is held, but not meanwhile.
+func (s *syncer) one() {
+	s.busy = true
+	s.mu.Unlock()
+	s.batch()
+	s.mu.Lock()
+	s.busy = false
 }
 
 // mark gives r back to a worker when the log is durable.
 func (s *syncer) mark(r *object.Request) {
 	s.mu.Lock()
 	s.marks.push(r)
-	s.cond.Signal()
 	s.mu.Unlock()
+	s.serve(false)
 }
 
 func (s *syncer) wake() { s.cond.Signal() }
+
+func (s *syncer) wanted() bool { return s.queue.head != nil || s.marks.head != nil }
 
 func (s *syncer) close() {
 	s.mu.Lock()
@@ -56,18 +89,33 @@ func (s *syncer) close() {
 
 // run is the syncer's goroutine.
 func (s *syncer) run() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for {
-		s.mu.Lock()
-		for s.queue.head == nil && s.marks.head == nil {
-			if s.closed {
-				s.mu.Unlock()
+		for s.busy || !s.wanted() {
+			if s.closed && !s.wanted() {
 				return
 			}
 			s.cond.Wait()
 		}
-		s.mu.Unlock()
-		s.batch()
+		s.one()
 	}
+}
+
+// quick is less than it takes to wake a goroutine and to be told of the outcome.
+const quick = 40 * time.Microsecond
+
+// quick reports whether to sync takes less time than to have somebody else do it. So it is with a file system in memory,
+// and with disks that keep what they have not written yet through a power cut.
+func (s *syncer) quick() bool { return s.usual.Load() < int64(quick) }
+
+// took learns what a sync takes: at once if it is more than usual, slowly if it is less.
+func (s *syncer) took(t time.Duration) {
+	usual := s.usual.Load()
+	if usual = usual - usual/16 + int64(t)/16; usual < int64(t) {
+		usual = int64(t)
+	}
+	s.usual.Store(usual)
 }
 
 // batch carries out one sync for all who wait.
@@ -79,7 +127,9 @@ func (s *syncer) batch() {
 	queue, marks, files := s.queue.take(), s.marks.take(), s.files
 	s.files = false
 	s.mu.Unlock()
+	began := time.Now()
 	err := s.d.syncAll(files)
+	s.took(time.Since(began))
 	for r := queue.pop(); r != nil; r = queue.pop() {
 		s.d.completeSync(r, err)
 	}
@@ -216,6 +266,7 @@ func (d *drive) sync(r *object.Request) {
 		return
 	}
 	d.syncer.add(r, true)
+	d.syncer.serve(false)
 }
 
 // completeSync completes an OpSync, or a write that was to be durable. A disk that was taken out with everything durable
