@@ -24,6 +24,7 @@ type nativeModel struct {
 	content []byte
 	snaps   map[string][]byte
 	states  map[string][]byte
+	clones  map[string][]byte
 	made    int
 	log     []string
 }
@@ -33,7 +34,7 @@ const nativeShift = 20 // objects of 1 MiB: many of them for little data
 func newNativeModel(t *testing.T, seed uint64, name string, sheep func() *rig.Sheep) *nativeModel {
 	m := &nativeModel{
 		t: t, rng: rand.New(rand.NewPCG(seed, 7)), sheep: sheep, name: name, content: make([]byte, 9<<20+512),
-		snaps: map[string][]byte{}, states: map[string][]byte{},
+		snaps: map[string][]byte{}, states: map[string][]byte{}, clones: map[string][]byte{},
 	}
 	m.must(driver.Create(sheep().Native(), name, uint64(len(m.content)), nativeShift, 0))
 	m.open()
@@ -128,8 +129,10 @@ func (m *nativeModel) step() {
 		m.note("open again")
 		m.close()
 		m.open()
-	case len(m.snaps) > 0:
+	case k < 97 && len(m.snaps) > 0:
 		m.writeSnapshot()
+	case len(m.snaps) > 0 && len(m.clones) < 8:
+		m.clone()
 	}
 }
 
@@ -150,6 +153,27 @@ func (m *nativeModel) snapshot() {
 	m.must(m.disk.SaveState(state))
 	m.must(m.disk.Snapshot(tag, uint64(len(state)), 42))
 	m.snaps[tag], m.states[tag] = bytes.Clone(m.content), state
+}
+
+// clone makes a VDI of a snapshot, and writes to some of its objects. Its vid may be above or below those of what it comes from.
+func (m *nativeModel) clone() {
+	tag := m.anySnapshot()
+	name := fmt.Sprintf("%d%s", m.rng.IntN(1000), m.name)
+	if m.clones[name] != nil {
+		return
+	}
+	m.note("clone %s as %s", tag, name)
+	content := bytes.Clone(m.snaps[tag])
+	m.must(driver.Clone(m.disk.Address, m.name, tag, name, uint64(len(content))))
+	d, err := driver.Open(m.disk.Address, name, "", driver.FlagCache)
+	m.must(err)
+	for off := 0; off < len(content); off += 1 << (nativeShift + m.rng.IntN(2)) {
+		p := rig.Random(m.rng.Uint64(), 512)
+		m.must(d.Write(p, uint64(off)))
+		copy(content[off:], p)
+	}
+	m.must(d.Close())
+	m.clones[name] = content
 }
 
 // deleteSnapshot does as qemu-img does, which is a client of its own.
@@ -206,6 +230,15 @@ func (m *nativeModel) verify() {
 	m.must(err)
 	if len(tags) != len(m.snaps) {
 		m.t.Fatalf("%s has snapshots %v, want %d", m.name, tags, len(m.snaps))
+	}
+	for name, content := range m.clones {
+		mustRead(m.t, s, name, 0, content)
+		d, err := driver.Open(s.Native(), name, "", driver.FlagCache)
+		m.must(err)
+		got := make([]byte, len(content))
+		m.must(d.Read(got, 0))
+		m.same(got, content, "clone "+name)
+		m.must(d.Close())
 	}
 	for i, tag := range tags {
 		if states[i] != uint64(len(m.states[tag])) {

@@ -35,12 +35,14 @@
 // deleting the VDI first (rollbacks). Where others took a snapshot and QEMU has written nothing since, it takes
 // one of its own under the vid of before (heir).
 //
-// What no server can help, seen with QEMU 5.0: after it had to reconnect its driver hangs, aborts, or ends a read before the data
+// What no server can help, seen with QEMU 5.0 and 6.0: after it had to reconnect its driver hangs, aborts, or ends a read before the data
 // is there, in some cases (it goes on with a coroutine that has ended); what is stored is right, and a server that comes back quickly
 // does not help. "qemu-img create -b" may abort when it is done, or where the base is no snapshot (it frees the base's name twice). "delvm", or "savevm" with a
 // tag that there is, has a running machine read zeros until QEMU is started anew or goes to a snapshot: it clears its own copy of
 // the map; delete with dog instead. "loadvm" of a disk with format=raw hangs, for it never ends a drained section of that layer: format=sheepdog does not.
-// "qemu-img create -b" wants sheepdog: or sheepdog://, "-o preallocation=full" fails an assertion.
+// "qemu-img create -b" wants sheepdog: or sheepdog://, and "-F sheepdog" if any; "-o preallocation=full", as "resize --preallocation=full", fails an assertion.
+// "qemu-img compare" with something that has holes elsewhere than between objects may tell of a mismatch where there is none: a hole that it asks about from within is told to be
+// longer than it is. Of 6.0 alone: "loadvm" in the monitor leaves the machine paused until "cont".
 //
 // tgt cuts a port off behind four digits, and answers a read that begins in data and ends in a hole with what its
 // buffer had before. It reconnects every second, for as long as it takes.
