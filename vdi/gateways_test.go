@@ -2,13 +2,10 @@ package vdi_test
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -225,82 +222,6 @@ func TestGatewayModel(t *testing.T) {
 	}
 }
 
-// operation is a read or write of one value. Values of writes are unique; 0 was there before.
-type operation struct {
-	value      uint32
-	write      bool
-	begin, end int64
-}
-
-// linearizable says why these operations on one register cannot have been one after the
-// other; "" if they can. See Gibbons and Korach, "Testing shared memories": all
-// operations of a value happen together, between the first that ends and the last that begins.
-func linearizable(ops []operation) string {
-	type zone struct {
-		value     uint32
-		end, last int64 // first end, last begin
-		write     operation
-	}
-	zones := map[uint32]*zone{0: {end: math.MinInt64, last: math.MinInt64}}
-	for _, o := range ops {
-		z := zones[o.value]
-		if z == nil {
-			z = &zone{value: o.value, end: math.MaxInt64, last: math.MinInt64}
-			zones[o.value] = z
-		}
-		z.end, z.last = min(z.end, o.end), max(z.last, o.begin)
-		if o.write {
-			z.write = o
-		}
-	}
-	var forward, backward []*zone
-	for _, z := range zones {
-		if z.value != 0 && z.write.end == 0 {
-			return fmt.Sprintf("value %d was never written", z.value)
-		}
-		if z.value != 0 && z.end < z.write.begin {
-			return fmt.Sprintf("value %d was read before it was written", z.value)
-		}
-		if z.end < z.last {
-			forward = append(forward, z)
-		} else {
-			backward = append(backward, z)
-		}
-	}
-	slices.SortFunc(forward, func(a, b *zone) int { return cmp.Compare(a.end, b.end) })
-	for i, z := range forward {
-		if i > 0 && z.end < forward[i-1].last {
-			return fmt.Sprintf("value %d came and went while %d was there", z.value, forward[i-1].value)
-		}
-		for _, b := range backward {
-			if z.end < b.last && b.end < z.last {
-				return fmt.Sprintf("value %d was written, and answered, while %d was there", b.value, z.value)
-			}
-		}
-	}
-	return ""
-}
-
-func TestLinearizable(t *testing.T) {
-	for _, c := range []struct {
-		ops []operation
-		ok  bool
-	}{
-		{[]operation{{1, true, 1, 2}, {1, false, 3, 4}}, true},
-		{[]operation{{1, true, 1, 2}, {0, false, 3, 4}}, false},
-		{[]operation{{1, true, 1, 5}, {0, false, 3, 4}}, true},
-		{[]operation{{1, true, 1, 9}, {1, false, 2, 3}, {0, false, 4, 5}}, false},
-		{[]operation{{1, true, 1, 2}, {2, true, 3, 4}, {1, false, 5, 6}}, false},
-		{[]operation{{1, true, 1, 4}, {2, true, 3, 4}, {1, false, 5, 6}}, true},
-		{[]operation{{1, true, 1, 4}, {2, true, 3, 4}, {1, false, 5, 6}, {2, false, 7, 8}}, false},
-		{[]operation{{3, false, 1, 4}}, false},
-	} {
-		if why := linearizable(c.ops); (why == "") != c.ok {
-			t.Errorf("%v: %q", c.ops, why)
-		}
-	}
-}
-
 const (
 	registers    = 6
 	registerStep = 700 << 10 // in several objects of 1 MiB
@@ -342,8 +263,9 @@ func (c *chaos) client(node int, seed uint64, stop chan struct{}) {
 		default:
 		}
 		began := time.Now()
-		n, o := rng.IntN(registers), operation{write: rng.IntN(2) == 0, begin: c.now()}
-		if o.write {
+		n, o := rng.IntN(registers), operation{begin: c.now()}
+		if rng.IntN(2) == 0 {
+			o.deed = writes
 			o.value = c.next.Add(1)
 			binary.LittleEndian.PutUint32(p, o.value)
 			_, err = v.WriteAt(ctx, p, register(n))
@@ -403,7 +325,7 @@ func (c *chaos) snapshots(rng *rand.Rand, stop chan struct{}) {
 		}
 		c.mu.Lock()
 		for n := range registers {
-			c.ops[n] = append(c.ops[n], operation{value: first[n], begin: begin, end: end})
+			c.ops[n] = append(c.ops[n], operation{deed: looks, value: first[n], begin: begin, end: end})
 		}
 		c.mu.Unlock()
 		if k%3 == 2 {

@@ -3,16 +3,16 @@ package vdi_test
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"math"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +28,10 @@ import (
 // waiting take no time. What runs is the service as it is in production, for each gateway one, with all
 // that it does in the background. A process that runs stories uses one processor: its goroutines
 // take turns in the same order every time.
+//
+// Each kind of actor has a file: clients of the volume v and who changes it as a whole (story_volume_test.go),
+// machines that keep their state beside it (story_machine_test.go), clones of it (story_clones_test.go), and volumes of
+// one name that come and go (story_lives_test.go).
 
 var (
 	storySeed  = flag.Uint64("vdi.seed", 0, "run the story of this seed alone")
@@ -43,9 +47,9 @@ type chapter struct {
 
 // told is what has come of it.
 type told struct {
-	Stories, Operations, Snapshots, Clones, Altered, Kills int
-	Seed                                                   uint64 // that failed
-	Failure                                                string
+	Counts  map[string]int // what happened, how often
+	Seed    uint64         // that failed
+	Failure string
 }
 
 const toldMark = "told: "
@@ -59,9 +63,9 @@ func TestStories(t *testing.T) {
 	if err := json.Unmarshal([]byte(*storyChild), &c); err != nil {
 		t.Fatal(err)
 	}
-	var o told
+	o := told{Counts: map[string]int{}}
 	for i := range uint64(c.Count) {
-		if s := tell(t, c.First+i*c.Step, &o); s != "" {
+		if s := tell(t, c.First+i*c.Step, o.Counts); s != "" {
 			o.Seed, o.Failure = c.First+i*c.Step, s
 			break
 		}
@@ -96,9 +100,15 @@ func (c chapter) perform(t *testing.T) (o told) {
 	return o
 }
 
+// atLeast is how often something is to happen in 20 stories.
+var atLeast = map[string]int{
+	"operations": 2000, "snapshots": 20, "rollbacks": 5, "resizes": 10, "clones": 5, "lives": 10, "states of machines": 5,
+	"times other copies": 5, "gateways killed": 1,
+}
+
 // Gateways whose messages and catalogs come at any time, that stop, are killed and start anew,
-// while clients of all of them use the same blocks and snapshots come and go: every block is
-// linearizable. Each seed is another story, and the same one every time.
+// while clients of all of them use the same blocks, snapshots come and go, and volumes are resized, rolled back, deleted and
+// made anew: every block is linearizable. Each seed is another story, and nearly the same one every time.
 func TestSimulation(t *testing.T) {
 	if *storySeed != 0 {
 		if o := (chapter{First: *storySeed, Count: 1}).perform(t); o.Failure != "" {
@@ -115,21 +125,24 @@ func TestSimulation(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	var all told
+	all := map[string]int{}
 	for _, o := range outcomes {
-		all.Stories += o.Stories
-		all.Operations += o.Operations
-		all.Snapshots += o.Snapshots
-		all.Clones += o.Clones
-		all.Altered += o.Altered
-		all.Kills += o.Kills
+		for what, n := range o.Counts {
+			all[what] += n
+		}
 		if o.Failure != "" {
 			t.Errorf("seed %d: %s\n(go test ./vdi -run Simulation -vdi.seed %d)", o.Seed, o.Failure, o.Seed)
 		}
 	}
-	t.Logf("%d stories, %d operations, %d snapshots, %d clones, %d times other copies, %d gateways killed", all.Stories, all.Operations, all.Snapshots, all.Clones, all.Altered, all.Kills)
-	if !t.Failed() && *storySeeds >= 20 && (all.Operations < 100*all.Stories || all.Snapshots < all.Stories || all.Clones < all.Stories/4 || all.Altered < all.Stories/4 || all.Kills == 0) {
-		t.Error("too little happened")
+	var list []string
+	for _, what := range slices.Sorted(maps.Keys(all)) {
+		list = append(list, fmt.Sprintf("%d %s", all[what], what))
+	}
+	t.Log(strings.Join(list, ", "))
+	for what, least := range atLeast {
+		if n := all["stories"]; n >= 20 && !t.Failed() && all[what] < least*n/20 {
+			t.Errorf("too little happened: %d %s", all[what], what)
+		}
 	}
 }
 
@@ -142,36 +155,29 @@ type tale struct {
 	cluster *vditest.Cluster
 	stop    chan struct{}
 	clients sync.WaitGroup
-	kills   int
-	shots   int
-	altered int
 	calm    bool          // only the first gateway's clients write
 	wait    time.Duration // of a client between operations, at most
 	rest    time.Duration // between snapshots, at most
-	used    int           // registers
+	used    []int         // the registers that clients of v use
 	cloned  []*cloned
+	v       saga
+	lives   map[uint64]*saga // of volumes w, by family
 
 	mu       sync.Mutex
+	counts   map[string]int
 	clock    int64
 	next     uint32
 	gateways []*vditest.Gateway
 	ends     []context.CancelFunc // of what they do in the background
-	ops      [registers][]operation
-	count    int
 	failure  string
 }
 
-func tell(t *testing.T, seed uint64, o *told) (failure string) {
+func tell(t *testing.T, seed uint64, counts map[string]int) (failure string) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &tale{seed: seed, stop: make(chan struct{})}
+		s := &tale{seed: seed, stop: make(chan struct{}), counts: counts, lives: map[uint64]*saga{}}
+		s.happened("stories")
 		s.run(t)
 		failure = s.failure
-		o.Stories++
-		o.Operations += s.count
-		o.Snapshots += s.shots
-		o.Clones += len(s.cloned)
-		o.Altered += s.altered
-		o.Kills += s.kills
 	})
 	return failure
 }
@@ -185,6 +191,12 @@ func (s *tale) fail(format string, args ...any) {
 	}
 }
 
+func (s *tale) happened(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts[what]++
+}
+
 func (s *tale) run(t *testing.T) {
 	rng := rand.New(rand.NewPCG(s.seed, 9))
 	pick := func(list ...time.Duration) time.Duration { return list[rng.IntN(len(list))] }
@@ -196,28 +208,37 @@ func (s *tale) run(t *testing.T) {
 	c.Rough, c.SlowMaps = rng.IntN(2) == 0, rng.IntN(2) == 0
 	s.cluster, s.wait, s.rest = c, pick(0, 0, 2*time.Millisecond), pick(5*time.Millisecond, 15*time.Millisecond, 40*time.Millisecond)
 	s.calm = rng.IntN(2) == 0
-	s.used = 1 + rng.IntN(registers/2)*rng.IntN(3)
+	s.used = rng.Perm(registers)[:1+rng.IntN(3)*rng.IntN(3)]
 	c.Config = func(cfg *vdi.Config) { cfg.ResendWithin = time.Minute } // that old writes fail has a test of its own
 	for _, n := range gatewayNames {
 		s.begin(n)
 	}
-	g := s.gateways[0]
-	if _, err := g.Create(ctx, vdi.CreateOptions{Name: "v", Size: registers * registerStep, ObjectSizeShift: 20}); err != nil {
+	o := vdi.CreateOptions{Name: "v", Size: storySize, ObjectSizeShift: storyShift(rng)}
+	if _, err := s.gateways[0].Create(ctx, o); err != nil {
 		s.fail("create: %v", err)
 	}
-	var work sync.WaitGroup
 	for i := range s.gateways {
 		s.serve(i, rng.Uint64())
 	}
-	for _, fn := range []func(*rand.Rand){s.snapshots, s.stops, s.kill, s.alters, s.clones} {
+	actors := []func(*rand.Rand){s.stops, s.kill, s.alters}
+	for _, fn := range []func(*rand.Rand){s.snapshots, s.resizes, s.machines, s.clones, s.live} {
+		if rng.IntN(3) > 0 {
+			actors = append(actors, fn)
+		}
+	}
+	var work sync.WaitGroup
+	for _, fn := range actors {
 		own := rand.New(rand.NewPCG(rng.Uint64(), 1))
 		work.Go(func() { fn(own) })
 	}
 	time.Sleep(storyTime)
 	close(s.stop)
 	work.Wait()
+	for _, end := range s.ends {
+		end()
+	}
 	s.clients.Wait()
-	s.finish()
+	s.finish(rng)
 }
 
 // begin starts the gateway of a name.
@@ -242,16 +263,22 @@ func (s *tale) gateway(i int) *vditest.Gateway {
 	return s.gateways[i]
 }
 
-// serve has two clients at a gateway, until it is killed.
-func (s *tale) serve(i int, seed uint64) {
-	g := s.gateway(i)
-	for k := range uint64(2) {
-		s.clients.Go(func() {
-			if err := s.client(g, rand.New(rand.NewPCG(seed, k)), s.calm && i > 0); err != nil && !g.Killed() {
-				s.fail("through %s: %v", g.Name, err)
-			}
-		})
+// some is one of the gateways, which may know nothing of the last changes.
+func (s *tale) some(rng *rand.Rand) *vditest.Gateway { return s.gateway(rng.IntN(len(gatewayNames))) }
+
+// knowing is one of the gateways, when it knows all that there was.
+func (s *tale) knowing(rng *rand.Rand) *vditest.Gateway {
+	g := s.some(rng)
+	g.CatchUp()
+	return g
+}
+
+// writer is a gateway that others than clients of v write through.
+func (s *tale) writer(rng *rand.Rand) *vditest.Gateway {
+	if s.calm {
+		return s.gateway(0)
 	}
+	return s.some(rng)
 }
 
 func (s *tale) over() bool {
@@ -261,84 +288,6 @@ func (s *tale) over() bool {
 	default:
 		return false
 	}
-}
-
-func (s *tale) client(g *vditest.Gateway, rng *rand.Rand, reads bool) error {
-	g.CatchUp()
-	v, err := g.Open(ctx, "v", "", vdi.OpenOptions{Client: "story"})
-	if err != nil {
-		return err
-	}
-	for !s.over() {
-		if s.wait > 0 {
-			time.Sleep(time.Duration(rng.Int64N(int64(s.wait))))
-		}
-		if err := s.operate(v, rng, reads); err != nil {
-			return err
-		}
-		if rng.IntN(50) == 0 {
-			if err := v.Flush(ctx); err != nil {
-				return err
-			}
-		}
-	}
-	return v.Close()
-}
-
-func (s *tale) tick() (at int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.clock++
-	return s.clock
-}
-
-func (s *tale) value() uint32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.next++
-	return s.next
-}
-
-// note adds operations that began together, and end now; what failed may still be carried out.
-func (s *tale) note(n int, err error, list ...operation) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.clock++
-	s.count++
-	for _, o := range list {
-		if o.end = s.clock; err != nil {
-			if !o.write {
-				continue
-			}
-			o.end = math.MaxInt64
-		}
-		s.ops[n] = append(s.ops[n], o)
-	}
-}
-
-func (s *tale) operate(v *vdi.Volume, rng *rand.Rand, reads bool) (err error) {
-	n, begin, p := rng.IntN(s.used), s.tick(), make([]byte, 512)
-	read, write := operation{begin: begin}, operation{write: true, begin: begin}
-	switch k := rng.IntN(12); {
-	case reads || k < 7:
-		_, err = v.ReadAt(ctx, p, register(n))
-		read.value = binary.LittleEndian.Uint32(p)
-		s.note(n, err, read)
-	case k < 11:
-		write.value = s.value()
-		binary.LittleEndian.PutUint32(p, write.value)
-		_, err = v.WriteAt(ctx, p, register(n))
-		s.note(n, err, write)
-	default: // reads, and writes, with nothing in between
-		write.value = s.value()
-		err = v.Update(ctx, register(n), 512, 0, func(p []byte) error {
-			read.value = binary.LittleEndian.Uint32(p)
-			binary.LittleEndian.PutUint32(p, write.value)
-			return nil
-		})
-		s.note(n, err, read, write)
-	}
-	return err
 }
 
 // nap waits, and reports whether the story goes on.
@@ -351,190 +300,10 @@ func (s *tale) nap(rng *rand.Rand, most time.Duration) bool {
 	}
 }
 
-// snapshots takes snapshots. What one has was there at one moment between its begin and its
-// end: so to say all registers were read then.
-func (s *tale) snapshots(rng *rand.Rand) {
-	for k := 0; s.nap(rng, s.rest); k++ {
-		g, tag := s.gateway(rng.IntN(len(gatewayNames))), fmt.Sprint("s", k)
-		g.CatchUp()
-		begin := s.tick()
-		_, err := g.Snapshot(ctx, "v", tag)
-		end := s.tick()
-		if err != nil {
-			if !g.Killed() {
-				s.fail("snapshot through %s: %v", g.Name, err)
-				return
-			}
-			continue
-		}
-		s.shots++
-		h := s.gateway(rng.IntN(len(gatewayNames)))
-		h.CatchUp()
-		for n := range registers {
-			value, err := registerOf(h.Service, "v", tag, n)
-			if err != nil {
-				if !h.Killed() {
-					s.fail("read snapshot through %s: %v", h.Name, err)
-				}
-				break
-			}
-			s.mu.Lock()
-			s.ops[n] = append(s.ops[n], operation{value: value, begin: begin, end: end})
-			s.mu.Unlock()
-		}
-		if k%3 == 2 {
-			if err := g.Delete(ctx, "v", tag); err != nil && !g.Killed() {
-				s.fail("delete snapshot through %s: %v", g.Name, err)
-			}
-		}
-	}
-}
-
-// cloned is a clone that one client alone uses, one operation at a time: what is in it is known.
-type cloned struct {
-	name   string
-	values [registers]uint32
-	unsure bool // a gateway was killed that had something in hand
-}
-
-// clones makes clones, and uses them.
-func (s *tale) clones(rng *rand.Rand) {
-	for k := 0; s.nap(rng, 2*s.rest); k++ {
-		c := &cloned{name: fmt.Sprint("c", k)}
-		g := s.writer(rng)
-		if err := s.clone(g, c, rng.IntN(2) == 0); err != nil {
-			if !g.Killed() {
-				s.fail("clone %s through %s: %v", c.name, g.Name, err)
-				return
-			}
-			continue
-		}
-		s.cloned = append(s.cloned, c)
-		for range rng.IntN(8) {
-			if c.unsure || !s.nap(rng, s.rest) {
-				break
-			}
-			if g, err := s.useClone(c, rng); err != nil && !g.Killed() {
-				s.fail("clone %s through %s: %v", c.name, g.Name, err)
-				return
-			}
-		}
-		if g := s.gateway(rng.IntN(len(gatewayNames))); rng.IntN(3) > 0 {
-			g.CatchUp()
-			if err := g.Delete(ctx, c.name, ""); err != nil && !g.Killed() {
-				s.fail("delete clone %s through %s: %v", c.name, g.Name, err)
-			}
-			c.unsure = true
-		}
-	}
-}
-
-// writer is a gateway that clones are changed through.
-func (s *tale) writer(rng *rand.Rand) *vditest.Gateway {
-	if s.calm {
-		return s.gateway(0)
-	}
-	return s.gateway(rng.IntN(len(gatewayNames)))
-}
-
-func (s *tale) clone(g *vditest.Gateway, c *cloned, alone bool) (err error) {
-	g.CatchUp()
-	if _, err = g.Snapshot(ctx, "v", c.name); err != nil {
-		return err
-	}
-	if _, err = g.Clone(ctx, "v", c.name, c.name); err != nil {
-		return err
-	}
-	for n := range registers {
-		if c.values[n], err = registerOf(g.Service, "v", c.name, n); err != nil {
-			return err
-		}
-	}
-	if alone {
-		err = g.Delete(ctx, "v", c.name)
-	}
-	return err
-}
-
-// useClone changes a clone through one gateway, and reads it through another.
-func (s *tale) useClone(c *cloned, rng *rand.Rand) (*vditest.Gateway, error) {
-	g := s.writer(rng)
-	g.CatchUp()
-	c.unsure = true
-	for range 1 + rng.IntN(3) {
-		if err := s.changeClone(g, c, rng); err != nil {
-			return g, err
-		}
-	}
-	c.unsure = false
-	h := s.gateway(rng.IntN(len(gatewayNames)))
-	h.CatchUp()
-	return h, c.verify(h)
-}
-
-// changeClone writes into a clone, or takes a snapshot, writes, and rolls it back: then it is what it was.
-func (s *tale) changeClone(g *vditest.Gateway, c *cloned, rng *rand.Rand) error {
-	n, value, p := rng.IntN(registers), s.value(), make([]byte, 512)
-	binary.LittleEndian.PutUint32(p, value)
-	tag := fmt.Sprint("t", value)
-	back := rng.IntN(3) == 0
-	if back {
-		if _, err := g.Snapshot(ctx, c.name, tag); err != nil {
-			return err
-		}
-	}
-	v, err := g.Open(ctx, c.name, "", vdi.OpenOptions{Client: "story"})
-	if err != nil {
-		return err
-	}
-	_, err = v.WriteAt(ctx, p, register(n))
-	if err := errors.Join(err, v.Close()); err != nil {
-		return err
-	}
-	if !back {
-		c.values[n] = value
-		return nil
-	}
-	if _, err := g.Rollback(ctx, c.name, tag); err != nil {
-		return err
-	}
-	return g.Delete(ctx, c.name, tag)
-}
-
-func (c *cloned) verify(g *vditest.Gateway) error {
-	for n, want := range c.values {
-		got, err := registerOf(g.Service, c.name, "", n)
-		if err != nil {
-			return err
-		}
-		if got != want {
-			return fmt.Errorf("register %d is %d, want %d", n, got, want)
-		}
-	}
-	return nil
-}
-
-// alters changes how many copies the VDI has, which is refused if others write it.
-func (s *tale) alters(rng *rand.Rand) {
-	for s.nap(rng, 60*time.Millisecond) {
-		g := s.gateway(0)
-		if !s.calm {
-			g = s.gateway(rng.IntN(len(gatewayNames)))
-		}
-		_, err := g.AlterCopies(ctx, "v", 1+rng.IntN(vditest.MaxCopies), nil, nil)
-		switch {
-		case err == nil:
-			s.altered++
-		case !g.Killed() && !errors.Is(err, vdi.ErrBusy) && !errors.Is(err, vdi.ErrStale) && !errors.Is(err, vdi.ErrUnavailable):
-			s.fail("through %s: %v", g.Name, err)
-		}
-	}
-}
-
 // stops stops gateways, for longer than their lease or shorter.
 func (s *tale) stops(rng *rand.Rand) {
 	for s.nap(rng, 40*time.Millisecond) {
-		g := s.gateway(rng.IntN(len(gatewayNames)))
+		g := s.some(rng)
 		g.Stop()
 		time.Sleep(time.Duration(rng.IntN(15)) * time.Millisecond)
 		g.Continue()
@@ -550,60 +319,54 @@ func (s *tale) kill(rng *rand.Rand) {
 		s.mu.Unlock()
 		g.Kill()
 		end()
-		s.kills++
+		s.happened("gateways killed")
 		s.nap(rng, 10*time.Millisecond)
 		s.begin(g.Name)
 		if !s.over() {
 			s.serve(i, rng.Uint64())
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, end := range s.ends {
-		end()
+}
+
+// alters changes how many copies a volume has, which is refused if others write it.
+func (s *tale) alters(rng *rand.Rand) {
+	for s.nap(rng, 60*time.Millisecond) {
+		name := []string{"v", "v", "w"}[rng.IntN(3)]
+		g := s.writer(rng)
+		_, err := g.AlterCopies(ctx, name, 1+rng.IntN(vditest.MaxCopies), nil, nil)
+		switch {
+		case err == nil:
+			s.happened("times other copies")
+		case name == "w" && errors.Is(err, vdi.ErrNotFound):
+		case !g.Killed() && !errors.Is(err, vdi.ErrBusy) && !errors.Is(err, vdi.ErrStale) && !errors.Is(err, vdi.ErrUnavailable):
+			s.fail("other copies of %s through %s: %v", name, g.Name, err)
+		}
 	}
 }
 
 // finish looks at what has become of it.
-func (s *tale) finish() {
-	for i := range s.gateways {
-		g := s.gateways[i]
-		g.CatchUp()
-		for n := range registers {
-			o := operation{begin: s.tick()}
-			value, err := registerOf(g.Service, "v", "", n)
-			if err != nil {
-				s.fail("read through %s in the end: %v", g.Name, err)
-				return
-			}
-			o.value = value
-			s.note(n, nil, o)
-		}
+func (s *tale) finish(rng *rand.Rand) {
+	if s.failure != "" {
+		return
 	}
-	for _, c := range s.cloned {
-		g := s.gateways[len(c.name)%len(s.gateways)]
-		if c.unsure {
-			continue
-		}
-		if err := c.verify(g); err != nil {
-			s.fail("clone %s through %s in the end: %v", c.name, g.Name, err)
-		}
-	}
-	for n, ops := range s.ops {
-		if why := linearizable(ops); why != "" {
-			s.fail("register %d: %s", n, why)
+	time.Sleep(time.Second) // until what killed gateways have sent has arrived
+	s.finishVolume(rng)
+	s.finishClones()
+	s.finishLives()
+	for _, g := range s.gateways { // each gives up what it had reserved when its background ended
+		if err := g.Collect(ctx); err != nil {
+			s.fail("collect through %s: %v", g.Name, err)
 		}
 	}
 	g := s.gateways[0]
+	g.CatchUp()
 	if err := errors.Join(g.Collect(ctx), g.Sweep(ctx), g.Collect(ctx)); err != nil {
 		s.fail("collect: %v", err)
 	}
-	if v, err := g.Catalog.Find("v", ""); err != nil {
-		s.fail("%v", err)
-	} else {
-		for p := vditest.Policy; p < vditest.Policy+vditest.MaxCopies; p++ {
-			if ids := s.cluster.Objects.In(p); p != v.Policy && len(ids) > 0 {
-				s.fail("policy %d, which is not the VDI's, has %v", p, ids)
+	for p := vditest.Policy; p < vditest.Policy+vditest.MaxCopies; p++ {
+		for _, id := range s.cluster.Objects.In(p) {
+			if v, ok := g.Catalog.Get(id.VID()); !ok || v.Policy != p {
+				s.fail("policy %d has %v, of %+v", p, id, v)
 			}
 		}
 	}
@@ -620,5 +383,25 @@ func (s *tale) finish() {
 		if err != nil {
 			s.fail("check %s: %v", v.Name, err)
 		}
+	}
+	s.empty(g)
+}
+
+// empty deletes everything: nothing is left of it.
+func (s *tale) empty(g *vditest.Gateway) {
+	for _, v := range g.Catalog.List() {
+		tag := ""
+		if v.Snapshot {
+			tag = fmt.Sprint(v.SnapshotID)
+		}
+		if err := g.Delete(ctx, v.Name, tag); err != nil {
+			s.fail("delete %s %s in the end: %v", v.Name, tag, err)
+		}
+	}
+	if err := errors.Join(g.Collect(ctx), g.Sweep(ctx), g.Collect(ctx)); err != nil {
+		s.fail("collect in the end: %v", err)
+	}
+	if ids := s.cluster.Objects.IDs(); len(ids) > 0 {
+		s.fail("of nothing there are the objects %v", ids)
 	}
 }

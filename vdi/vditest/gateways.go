@@ -234,7 +234,7 @@ func (c *Cluster) settled(_ context.Context, previous catalog.Node, vid object.V
 		if g == nil || g.killed || c.ended {
 			return nil
 		}
-		if v, ok := g.Catalog.Get(vid); ok && v.Generation >= generation {
+		if g.Catalog.Generation(vid) >= generation {
 			return nil
 		}
 		if !g.stopped.IsZero() && time.Since(g.stopped) > c.Lease {
