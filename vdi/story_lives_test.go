@@ -230,8 +230,8 @@ func (l *living) visit(i int, rng *rand.Rand) {
 	if err == nil {
 		defer c.v.Close()
 		v, ok := c.g.Catalog.Get(c.v.VID())
-		if !ok {
-			return // it was deleted just now
+		if !ok || v.Name != "w" {
+			return // it was deleted just now, or a sweep has found something of what it was before
 		}
 		c.h = l.life(v.Family)
 		for range rng.IntN(30) {
