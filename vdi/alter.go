@@ -744,8 +744,9 @@ func (m *mover) again(ctx context.Context, exact bool) error {
 	return m.s.sync(ctx, m.to, m.x.VID)
 }
 
-// bringTries bounds how often an object is compared that is written meanwhile: then it will be looked at again.
-const bringTries = 2
+// bringTries bounds how often an object is compared that changes meanwhile: then it will be looked at again. It is one more than what
+// is needed where nobody writes any more, but what no map names may still be removed.
+const bringTries = 3
 
 // bring makes an object's copy what the object is, and reports whether their checksums say so. What is not there
 // has no copy.

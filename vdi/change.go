@@ -36,13 +36,17 @@ func (s *Service) delete(ctx context.Context, name, tag string) error {
 		return err
 	}
 	defer c.admin.Unlock()
-	for range adminAttempts {
+	for range deleteAttempts {
 		if err = c.delete(ctx); !isStale(err) {
 			break
 		}
 	}
 	return err
 }
+
+// deleteAttempts bounds how often deleting begins anew because the VDI has another vid by then, after a snapshot through another
+// node. Nobody is kept away meanwhile, so it is more than adminAttempts.
+const deleteAttempts = 32
 
 // delete is Delete for who holds admin. It fails as stale if the VDI has another vid by now.
 func (c *core) delete(ctx context.Context) error {

@@ -118,6 +118,9 @@ func (l *living) delete(g *vditest.Gateway) error {
 	if errors.Is(err, vdi.ErrBusy) || errors.Is(err, vdi.ErrNotFound) && l.now(g) == nil {
 		return nil
 	}
+	if err == nil && g.Killed() { // perhaps before it could tell others, who read it until it is collected
+		err = errors.New("killed")
+	}
 	l.note(h, begin, err, all(gone)...)
 	return err
 }
