@@ -601,9 +601,16 @@ func TestSilenceIsTold(t *testing.T) {
 	if c := a.do("b", &Call{Op: opEcho}); c.Err != nil {
 		t.Fatal(c.Err)
 	}
-	c := a.Peer("b").lanes[Data].conn
+	l := a.Peer("b").lanes[Data]
+	l.mu.Lock()
+	c := l.conn
+	l.mu.Unlock()
 	c.pong.busy.Store(true)
-	eventually(t, "a silent node is kept", func() bool { return !b.Hears("a", Data) || a.Peer("b").lanes[Data].count == 0 })
+	eventually(t, "a silent node is kept", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return !b.Hears("a", Data) || l.count == 0
+	})
 	c.pong.busy.Store(false)
 	eventually(t, "it is not told", func() bool { return b.log.count() > 0 })
 	if s := b.log.String(); b.log.count() != 1 || !strings.Contains(s, errSilent.Error()) || !strings.Contains(s, "node=a") || !strings.Contains(s, "class=data") {
