@@ -601,7 +601,7 @@ func TestSilenceIsTold(t *testing.T) {
 	if c := a.do("b", &Call{Op: opEcho}); c.Err != nil {
 		t.Fatal(c.Err)
 	}
-	l := a.Peer("b").lanes[Data]
+	l := &a.Peer("b").lanes[Data]
 	l.mu.Lock()
 	c := l.conn
 	l.mu.Unlock()
