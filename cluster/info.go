@@ -68,6 +68,7 @@ type NodeInfo struct {
 	Targets     int             `json:"targets"`  // partitions that it shall hold
 	Learning    int             `json:"learning"` // of those, which it is being brought in sync with
 	Leader      bool            `json:"leader"`
+	Votes       bool            `json:"votes"`   // it is one of those that decide
 	Gateway     bool            `json:"gateway"` // it holds no data
 	Self        bool            `json:"self"`
 }
@@ -166,6 +167,17 @@ func (n *Node) leader() string {
 	return name
 }
 
+// voting is who decides, by name.
+func (n *Node) voting() map[string]bool {
+	names := map[string]bool{}
+	if l := n.consensus.Load(); l != nil {
+		for _, s := range l.Servers() {
+			names[s.Node] = s.Voter
+		}
+	}
+	return names
+}
+
 func summarize(v *state.View, p *state.Policy) PolicySummary {
 	s := PolicySummary{ID: p.ID, Copies: p.Copies, MinInSync: p.MinInSync, Partitions: len(p.Partitions)}
 	for i := range p.Partitions {
@@ -190,11 +202,12 @@ func (n *Node) NodeList() []NodeInfo {
 	leader := n.leader()
 	list := make([]NodeInfo, len(v.Nodes))
 	at := map[state.NodeID]*NodeInfo{}
+	votes := n.voting()
 	for i, m := range v.Nodes {
 		list[i] = NodeInfo{
 			ID: m.ID, Name: m.Name, Address: m.Address, Zone: m.Zone, State: m.State, Since: m.Since, Incarnation: m.Incarnation,
 			Disks: len(m.Disks), Weight: m.Weight(), Percent: m.Percent, Drain: m.Drain, Out: m.Out,
-			Leader: m.Name == leader, Gateway: len(m.Disks) == 0, Self: m.Name == n.cfg.Name,
+			Leader: m.Name == leader, Votes: votes[m.Name], Gateway: len(m.Disks) == 0, Self: m.Name == n.cfg.Name,
 		}
 		orDefault(&list[i].Percent, 100)
 		at[m.ID] = &list[i]

@@ -77,6 +77,8 @@ func (l *leader) announce(ctx context.Context, a state.Announce) (state.Life, er
 const (
 	leadEvery      = 100 * time.Millisecond
 	reconcileEvery = 500 * time.Millisecond
+	// maxSteps bounds how many changes of who votes go together: the leader has other things to do.
+	maxSteps = 4
 	// paused is how long the leader may take between two looks before it counts as having
 	// been stopped itself.
 	paused = 500 * time.Millisecond
@@ -127,10 +129,22 @@ func (l *leader) run(ctx context.Context, log *consensus.Log) {
 		}
 		l.step(ctx, log)
 		if time.Since(reconciled) > reconcileEvery {
+			l.reconcile(ctx, log)
 			reconciled = time.Now()
-			if _, err := log.Reconcile(ctx, voters(l.f.n.state.View())); err != nil && ctx.Err() == nil {
-				l.f.log.Debug("voters cannot be changed now", "err", err)
-			}
+		}
+	}
+}
+
+// reconcile has those vote that shall. It does not pause between its steps: with two voters, on the way from one to three, the
+// loss of either would stop the cluster.
+func (l *leader) reconcile(ctx context.Context, log *consensus.Log) {
+	for range maxSteps {
+		c, err := log.Reconcile(ctx, voters(l.f.n.state.View()))
+		if err != nil && ctx.Err() == nil {
+			l.f.log.Debug("voters cannot be changed now", "err", err)
+		}
+		if err != nil || c.Do == consensus.Nothing || c.Do == consensus.HandOver {
+			return
 		}
 	}
 }

@@ -28,6 +28,7 @@ var nodeGrid = grid[api.Node]{
 	{raw: "targets", value: func(n api.Node) any { return n.Targets }},
 	{raw: "learning", value: func(n api.Node) any { return n.Learning }},
 	{raw: "leader", value: func(n api.Node) any { return n.Leader }},
+	{raw: "votes", value: func(n api.Node) any { return n.Votes }},
 }
 
 // stateOf is a node's state for people.

@@ -41,7 +41,7 @@ func (m membership) Nodes() []api.Node {
 	for _, n := range m.NodeList() {
 		list = append(list, api.Node{
 			ID: int(n.ID), Name: n.Name, Address: n.Address, Zone: n.Zone, State: string(n.State), Since: n.Since, Incarnation: n.Incarnation,
-			Disks: n.Disks, Weight: n.Weight, Percent: n.Percent, Drain: n.Drain, Out: n.Out, Leader: n.Leader,
+			Disks: n.Disks, Weight: n.Weight, Percent: n.Percent, Drain: n.Drain, Out: n.Out, Leader: n.Leader, Votes: n.Votes,
 			Replicas: n.Replicas, Primaries: n.Primaries, Targets: n.Targets, Learning: n.Learning, Gateway: n.Gateway, Self: n.Self,
 		})
 	}

@@ -81,6 +81,7 @@ type Member struct {
 	Incarnation uint64
 	Primaries   int
 	Replicas    int
+	Votes       bool
 }
 
 // info is the state of the cluster as a node shows it.
@@ -351,11 +352,17 @@ func (f *Flock) whole() string {
 				return fmt.Sprintf("%s: %+v", s.address, p)
 			}
 		}
-		up := 0
+		up, votes := 0, 0
 		for _, m := range f.members(s) {
 			if m.State == "up" {
 				up++
 			}
+			if m.Votes {
+				votes++
+			}
+		}
+		if want := min(len(f.Nodes), 5) - 1 | 1; len(f.Nodes) > 1 && votes < want { // an odd number
+			return fmt.Sprintf("by %s %d nodes vote", s.address, votes)
 		}
 		if up != len(f.Nodes) {
 			return fmt.Sprintf("%s sees %d nodes up", s.address, up)
@@ -364,7 +371,7 @@ func (f *Flock) whole() string {
 	return ""
 }
 
-// WaitWhole waits until every node sees all nodes up and all partitions with all members.
+// WaitWhole waits until every node sees all nodes up, as many of them vote as shall, and all partitions with all members.
 func (f *Flock) WaitWhole(limit time.Duration) time.Duration {
 	f.t.Helper()
 	began, last := time.Now(), ""

@@ -75,6 +75,7 @@ type Node struct {
 	Targets     int       `json:"targets"`  // partitions it shall hold
 	Learning    int       `json:"learning"` // of those, that it is being brought in sync with
 	Leader      bool      `json:"leader"`
+	Votes       bool      `json:"votes"`   // one of those that decide: most of them must be up
 	Gateway     bool      `json:"gateway"` // holds no data
 	Self        bool      `json:"self"`    // the node that was asked
 }
