@@ -118,10 +118,16 @@ func (l *living) delete(g *vditest.Gateway) error {
 	if errors.Is(err, vdi.ErrBusy) || errors.Is(err, vdi.ErrNotFound) && l.now(g) == nil {
 		return nil
 	}
-	if err == nil && g.Killed() { // perhaps before it could tell others, who read it until it is collected
-		err = errors.New("killed")
+	l.note(h, begin, outcome(g, err), all(gone)...)
+	return err
+}
+
+// outcome is what came of something that a gateway did: if it was killed, that was perhaps before it could tell others, who read
+// what was until that is collected.
+func outcome(g *vditest.Gateway, err error) error {
+	if err == nil && g.Killed() {
+		return errors.New("killed")
 	}
-	l.note(h, begin, err, all(gone)...)
 	return err
 }
 
@@ -203,6 +209,7 @@ func (l *living) rollback(g *vditest.Gateway, rng *rand.Rand) error {
 	l.turn(&l.ends, 0)
 	defer l.turn(&l.ends, 1)
 	_, err := g.Rollback(ctx, "w", x.tag)
+	err = outcome(g, err)
 	l.note(h, begin, err, list...)
 	h.backs = append(h.backs, [2]int64{begin, math.MaxInt64})
 	if err == nil {
