@@ -62,7 +62,12 @@ func (g *collector) pace(ctx context.Context, rate int) error {
 	if wait <= 0 {
 		return ctx.Err()
 	}
-	t := time.NewTimer(wait)
+	return sleep(ctx, wait)
+}
+
+// sleep waits; it fails if ctx ends before.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

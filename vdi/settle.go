@@ -143,11 +143,11 @@ func (c *core) storeAgain(ctx context.Context, m *mapping, index uint32, p *page
 		return nil
 	}
 	if e&unsettled != 0 {
-		_, err := c.s.cfg.Objects.Stat(ctx, m.policy, object.DataID(m.vid(), index))
-		if err != nil && !isMissing(err) {
+		there, err := c.hasObject(ctx, m, index)
+		if err != nil {
 			return err
 		}
-		if err != nil {
+		if !there {
 			e = pending | volatile
 			slot.Store(e)
 		}
@@ -161,6 +161,15 @@ func (c *core) storeAgain(ctx context.Context, m *mapping, index uint32, p *page
 	return nil
 }
 
+// hasObject reports whether there is an own object of an index, whatever the map says.
+func (c *core) hasObject(ctx context.Context, m *mapping, index uint32) (bool, error) {
+	_, err := c.s.cfg.Objects.Stat(ctx, m.policy, object.DataID(m.vid(), index))
+	if isMissing(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // lookForObject makes an unsettled entry a hole if a power cut took its object.
 func (c *core) lookForObject(ctx context.Context, m *mapping, index uint32, p *page) error {
 	slot := &p.entries[index%pageEntries]
@@ -168,11 +177,11 @@ func (c *core) lookForObject(ctx context.Context, m *mapping, index uint32, p *p
 	if e != uint32(m.vid())|unsettled|volatile {
 		return nil
 	}
-	_, err := c.s.cfg.Objects.Stat(ctx, m.policy, object.DataID(m.vid(), index))
-	if err != nil && !errors.Is(err, object.ErrNotFound) {
+	there, err := c.hasObject(ctx, m, index)
+	if err != nil {
 		return err
 	}
-	if err != nil {
+	if !there {
 		slot.Store(pending | volatile)
 		if err := c.store(ctx, m, index, p, false); err != nil {
 			slot.Store(e)

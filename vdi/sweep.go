@@ -33,12 +33,7 @@ func (s *Service) sweepAll(ctx context.Context) {
 		if wait <= 0 {
 			wait = collectRetry // until it is this node's turn
 		}
-		t := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-		case <-t.C:
-		}
-		t.Stop()
+		_ = sleep(ctx, wait) // ends with ctx, as the loop does
 	}
 }
 

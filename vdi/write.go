@@ -230,12 +230,8 @@ func (t *transition) begin(ctx context.Context) error {
 // clean removes what a crash may have left under the id of the object to be made: bytes
 // that were never read as content of the volume shall not become so.
 func (t *transition) clean(ctx context.Context) error {
-	id := object.DataID(t.m.vid(), t.p.index)
-	_, err := t.c.s.cfg.Objects.Stat(ctx, t.m.policy, id)
-	if errors.Is(err, object.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+	there, err := t.c.hasObject(ctx, t.m, t.p.index)
+	if err != nil || !there {
 		return err
 	}
 	if err := t.sync(ctx); err != nil { // the stored map must not name it any more

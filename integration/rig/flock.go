@@ -361,7 +361,7 @@ func (f *Flock) whole() string {
 				votes++
 			}
 		}
-		if want := min(len(f.Nodes), 5) - 1 | 1; len(f.Nodes) > 1 && votes < want { // an odd number
+		if want := (min(len(f.Nodes), 5)-1)/2*2 + 1; votes < want { // the largest odd number of them, up to five
 			return fmt.Sprintf("by %s %d nodes vote", s.address, votes)
 		}
 		if up != len(f.Nodes) {

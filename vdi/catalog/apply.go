@@ -270,9 +270,11 @@ func (s *state) delete(c *Delete) error {
 	if v != nil && v.Serial == c.Ref.Serial && v.State == Deleted {
 		return nil
 	}
-	v, err := s.find(c.Ref, Live)
-	if err == nil && c.Working {
+	var err error
+	if c.Working {
 		v, err = s.working(c.Ref)
+	} else {
+		v, err = s.find(c.Ref, Live)
 	}
 	if err != nil {
 		return err
