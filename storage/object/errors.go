@@ -1,6 +1,9 @@
 package object
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // The closed set of what an object operation can fail with. Layers wrap them
 // (errors.Is finds them); nothing is told apart by its text.
@@ -16,6 +19,9 @@ var (
 	ErrCorrupt = errors.New("object is corrupt")
 	// ErrIO: the disk failed. The disk is out of service.
 	ErrIO = errors.New("disk failed")
+	// ErrLost: some of what was completed before, and not made durable, may be lost, for who kept it has started anew. It is an
+	// ErrIO, of an OpSync that would have covered it, and said once.
+	ErrLost = fmt.Errorf("%w, and what was not durable is lost", ErrIO)
 	// ErrInvalid: the request is outside the object or not well formed.
 	ErrInvalid = errors.New("invalid object request")
 	// ErrStale: the request's generation or epoch is older than one already seen (fencing).

@@ -17,5 +17,6 @@
 // more; so does one that comes while another one is under way, also if it adds nothing to
 // it. A node that has left the in-sync set is made durable before it comes back. If
 // the last member of a partition has restarted meanwhile, it may have lost what was not
-// durable; then the flush fails with object.ErrIO, once.
+// durable; then the flush fails with object.ErrLost, once. The next one covers what else
+// it was to make durable.
 package gateway

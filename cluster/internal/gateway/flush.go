@@ -154,6 +154,7 @@ func (g *Gateway) progress(now replica.Time) {
 		left := slices.ContainsFunc(f.left, func(h holding) bool { return len(h.peers) > 0 })
 		switch {
 		case err != nil:
+			g.keep(f)
 			g.flushed(f, err)
 		case !left:
 			g.flushed(f, nil)
@@ -169,7 +170,7 @@ func (g *Gateway) review(h *holding) error {
 	v := &g.part(h.group).view
 	if v.Restarted > h.epoch && len(h.peers) > 0 {
 		h.peers = nil
-		return fmt.Errorf("%w: the last member of partition %s has restarted: what was written before may be lost", object.ErrIO, h.group)
+		return fmt.Errorf("%w: the last member of partition %s has restarted: what was written before may be lost", object.ErrLost, h.group)
 	}
 	if v.Epoch > h.epoch {
 		h.peers = slices.DeleteFunc(h.peers, func(m replica.Peer) bool { return !slices.Contains(v.ISR, m) })

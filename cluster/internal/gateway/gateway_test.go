@@ -165,6 +165,27 @@ func TestFlush(t *testing.T) {
 		g.Flush(0, f)
 		expect(t, g, "flushed <nil>")
 	})
+	t.Run("what else there is, is not forgotten", func(t *testing.T) {
+		g := newGateway()
+		other := object.Group{Policy: 1, Partition: 6}
+		g.SetView(0, other, View{Epoch: 1, ISR: []replica.Peer{n3}})
+		a, b := write(0, 1), write(1, 1)
+		b.Group = other
+		g.Submit(0, a)
+		g.Submit(0, b)
+		g.Answered(0, a, []replica.Peer{n1}, nil)
+		g.Answered(0, b, []replica.Peer{n3}, nil)
+		g.Flush(0, &Flush{Volume: 3})
+		expect(t, g, "forward 0 to 1 under 1; forward 1 to 3 under 1; done 0 <nil>; done 1 <nil>; sync 1; sync 3")
+		g.SetView(0, group, View{Epoch: 4, ISR: []replica.Peer{n2}, Restarted: 3})
+		expect(t, g, "flushed disk failed")
+		g.Flush(0, &Flush{Volume: 3})
+		expect(t, g, "") // node 3 has made nothing durable yet
+		g.Synced(0, n3, nil)
+		expect(t, g, "sync 3")
+		g.Synced(0, n3, nil)
+		expect(t, g, "flushed <nil>")
+	})
 	t.Run("it restarts when all is durable", func(t *testing.T) {
 		g, _ := begin(t)
 		g.Synced(0, n1, nil)
