@@ -26,6 +26,9 @@ type core struct {
 	changes atomic.Uint64 // of entries by this node: see Volume.MapVersion
 	tracker atomic.Pointer[tracker]
 
+	losses atomic.Uint64 // how often a sync has said that something may be lost
+	told   atomic.Uint64 // of how many of them somebody was told who flushed
+
 	// admin is held by who changes the volume as a whole: snapshot, rollback, resize,
 	// ownership, settling.
 	admin longLock

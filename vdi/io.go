@@ -15,11 +15,12 @@ import (
 // span is how a Request is carried out: in parts, one for each object it touches.
 type span struct {
 	core    *core
-	left    int32 // parts under way; atomic
-	failed  int32 // 1: Err is set; atomic
-	changed int32 // 1: an entry of the map was changed; atomic
-	beyond  bool  // it clears what is beyond the size
-	one     part  // the part of a request in one object, which is the usual one
+	volume  *Volume // through which a flush came
+	left    int32   // parts under way; atomic
+	failed  int32   // 1: Err is set; atomic
+	changed int32   // 1: an entry of the map was changed; atomic
+	beyond  bool    // it clears what is beyond the size
+	one     part    // the part of a request in one object, which is the usual one
 }
 
 // part is what a Request means for one object. req must stay the first field: partDone
@@ -50,7 +51,7 @@ const maxParts = 32
 func (v *Volume) Submit(r *Request) {
 	c := v.core
 	r.Err = nil
-	r.span.core, r.span.failed, r.span.changed, r.span.beyond = c, 0, 0, false
+	r.span.core, r.span.volume, r.span.failed, r.span.changed, r.span.beyond = c, v, 0, 0, false
 	if err := v.admit(r); err != nil {
 		r.Err = err
 		r.Done(r)
@@ -437,7 +438,11 @@ func (c *core) flush(r *Request) {
 }
 
 func (c *core) flushed(p *part, err error) {
+	c.noteSync(p.mapping, err)
 	c.bookFlush(p.mapping, p.flushes, err)
+	if lost := p.parent.span.volume.owed(); lost != nil && !errors.Is(err, object.ErrLost) {
+		err = lost
+	}
 	c.finish(p, err)
 }
 

@@ -332,6 +332,32 @@ func (m *model) crash() {
 	m.verifyAll()
 }
 
+// restart has what keeps the objects lose its power, while the volumes are open. Who flushes is told of what may be lost; who is
+// told nothing has lost nothing.
+func (m *model) restart() {
+	keep := []float64{0, 0.5}[m.rng.IntN(2)]
+	m.note("the objects restart, keeping %.1f", keep)
+	m.world.Objects.Restart(m.rng, keep)
+	if m.rng.IntN(2) == 0 { // the background finds out first
+		if err := m.service.Collect(ctx); err != nil && !errors.Is(err, vdi.ErrIO) {
+			m.fail("collect: %v", err)
+		}
+	}
+	for _, name := range sortedKeys(m.content) {
+		switch err := m.volume(name).Flush(ctx); {
+		case err == nil:
+			m.content[name].settled()
+		case !errors.Is(err, vdi.ErrIO):
+			m.fail("flush %s: %v", name, err)
+		default:
+			m.note("%s has lost something", name)
+			m.must(m.volume(name).Flush(ctx))
+		}
+		m.verify(name, "", m.content[name])
+	}
+	m.verifyAll()
+}
+
 func sortedKeys[V any](in map[string]V) []string {
 	var keys []string
 	for k := range in {
@@ -361,6 +387,9 @@ func runModel(t *testing.T, seed uint64, steps int) {
 		}
 		if i%40 == 39 {
 			m.crash()
+		}
+		if i%30 == 14 {
+			m.restart()
 		}
 	}
 	m.verifyAll()

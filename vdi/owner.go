@@ -172,7 +172,7 @@ func (c *core) ask(ctx context.Context, hold time.Duration) error {
 		c.held = c.held || hold >= adminHold
 	}
 	done, _ := c.s.taken.Load(v.Ref)
-	kept := v.Ref == m.ref && m.under == v.Generation && done == v.Generation
+	kept := v.Ref == m.ref && m.under == v.Generation && done == v.Generation && !m.table.lost.Load()
 	if kept {
 		m = &mapping{table: m.table, ref: m.ref, policy: m.policy, moves: m.moves, under: m.under}
 	} else {
@@ -240,6 +240,9 @@ func (c *core) adopt(m *mapping, v catalog.VDI, keepBook bool) {
 	}
 	c.mapping.Store(m)
 	c.mu.Unlock()
+	if m.table.lost.Load() { // since it was looked whether it may be kept
+		c.forget(m)
+	}
 	c.changed.Store(true)
 	c.setSize(m, v.Size)
 }

@@ -121,7 +121,7 @@ func (s *Service) unused(c *core) bool {
 // dropUnused forgets a volume that nobody has open and that needs nothing. The caller
 // holds mu.
 func (s *Service) dropUnused(c *core) {
-	if len(c.handles) > 0 || c.users > 0 || !c.idle() {
+	if len(c.handles) > 0 || c.users > 0 || !c.idle() || c.owes() {
 		return
 	}
 	if c.snapshot {
@@ -188,6 +188,7 @@ func (s *Service) Open(ctx context.Context, name, tag string, o OpenOptions) (*V
 		return nil, explain(err, "open volume")
 	}
 	v := &Volume{core: c, size: c.size.Load(), readOnly: o.ReadOnly || c.snapshot, client: o.Client, vid: c.mapping.Load().vid()}
+	v.told.Store(c.told.Load())
 	s.mu.Lock()
 	c.handles[v] = struct{}{}
 	c.users--

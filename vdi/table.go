@@ -38,6 +38,7 @@ const (
 type table struct {
 	dirs    [maxMapObjects]atomic.Pointer[directory]
 	loading [16]longLock // by page: several can be loaded at a time
+	lost    atomic.Bool  // a power cut has undone something: it is not what is stored
 }
 
 // directory has the pages of one map object.
@@ -172,11 +173,19 @@ func mapRead(policy object.PolicyID, vid object.VID, number uint32, b []byte) *o
 // do carries out a request and waits for it. It does not return early: until the
 // request is done, it belongs to the layers below.
 func (s *Service) do(ctx context.Context, r *object.Request) error {
+	return s.doThen(ctx, r, func() {})
+}
+
+// doThen is do that calls then when the request is done, as its Done.
+func (s *Service) doThen(ctx context.Context, r *object.Request, then func()) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	done := make(chan struct{})
-	r.Done = func(*object.Request) { close(done) }
+	r.Done = func(*object.Request) {
+		then()
+		close(done)
+	}
 	s.cfg.Objects.Submit(r)
 	s.cfg.Objects.Kick()
 	<-done

@@ -19,6 +19,7 @@ type Volume struct {
 	client   string
 	quiet    bool // one of the core's users instead of its handles
 	closed   atomic.Bool
+	told     atomic.Uint64 // of how many of the core's losses
 }
 
 // Size is the volume's size in bytes when it was opened. If the VDI is shrunk later,

@@ -243,7 +243,7 @@ func (t *transition) clean(ctx context.Context) error {
 	return t.sync(ctx)
 }
 
-func (t *transition) sync(ctx context.Context) error { return t.c.s.sync(ctx, t.m.policy, t.m.vid()) }
+func (t *transition) sync(ctx context.Context) error { return t.c.sync(ctx, t.m) }
 
 // remove removes the volume's own object of an index.
 func (c *core) remove(ctx context.Context, m *mapping, index uint32) error {
@@ -309,7 +309,13 @@ func (c *core) noteDoubt(index uint32) {
 // syncNow is a flush that waits.
 func (c *core) syncNow(ctx context.Context) error {
 	m, list := c.takeVolatile()
-	err := c.s.sync(ctx, m.policy, m.vid())
+	err := c.sync(ctx, m)
 	c.bookFlush(m, list, err)
 	return err
+}
+
+// sync makes durable what this node has completed for the volume.
+func (c *core) sync(ctx context.Context, m *mapping) error {
+	r := &object.Request{Op: object.OpSync, Policy: m.policy, Volume: m.vid()}
+	return c.s.doThen(ctx, r, func() { c.noteSync(m, r.Err) })
 }

@@ -56,6 +56,12 @@ type unsynced struct {
 	node    string     // through which it was made
 }
 
+// owed is who had made changes that may be lost.
+type owed struct {
+	volume object.VID
+	node   string
+}
+
 // Objects implements vdi.Objects in memory. Writes wait for Kick, as in the real store.
 // Its methods may be called from any goroutine.
 type Objects struct {
@@ -74,6 +80,7 @@ type Objects struct {
 	held        []*object.Request
 	generations map[object.VID]uint64
 	dead        bool
+	owed        map[owed]bool // who is still to be told of what was lost
 
 	steps   atomic.Int64 // changing operations so far
 	crashAt atomic.Int64 // 0: never
@@ -82,7 +89,7 @@ type Objects struct {
 
 // NewObjects returns an empty set of objects.
 func NewObjects() *Objects {
-	return &Objects{current: image{}, durable: image{}, generations: map[object.VID]uint64{}}
+	return &Objects{current: image{}, durable: image{}, generations: map[object.VID]uint64{}, owed: map[owed]bool{}}
 }
 
 // CrashAfter makes every operation from the n-th changing one on fail; Crash then tells
@@ -121,6 +128,24 @@ func (o *Objects) Crash(rng *rand.Rand, keep float64) *Objects {
 	next.current = next.durable.clone()
 	next.Fault, next.Async = o.Fault, o.Async
 	return next
+}
+
+// Restart has what keeps the objects lose its power and come back, while those who use them go on: of the
+// changes that were not synced each one is kept with the given probability. Whoever had made some is told
+// by its next sync of that volume, once.
+func (o *Objects) Restart(rng *rand.Rand, keep float64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range o.pending {
+		if !c.durable {
+			o.owed[owed{c.volume, c.node}] = true
+		}
+		if c.durable || rng.Float64() < keep {
+			c.change(o.durable)
+		}
+	}
+	o.pending = nil
+	o.current = o.durable.clone()
 }
 
 // Count returns how many objects there are.
@@ -308,6 +333,9 @@ func (o *Objects) sync(r *object.Request, made int, node string) error {
 		made = o.made // also what came before the fence, and after the request
 	}
 	o.syncs.Add(1)
+	if !all && o.tell(r.Volume, node) {
+		return fmt.Errorf("%w: the power was cut", object.ErrLost)
+	}
 	covers := map[key]bool{}
 	for _, c := range o.pending {
 		if c.number < made && (r.Volume == 0 || r.Volume == c.volume) && (all || node == c.node) {
@@ -324,6 +352,17 @@ func (o *Objects) sync(r *object.Request, made int, node string) error {
 	}
 	o.pending = left
 	return nil
+}
+
+// tell reports whether changes of a volume, 0 for all, that a node had made may be lost, and it has not been told yet.
+func (o *Objects) tell(volume object.VID, node string) (lost bool) {
+	for w := range o.owed {
+		if w.node == node && (volume == 0 || w.volume == volume) {
+			delete(o.owed, w)
+			lost = true
+		}
+	}
+	return lost
 }
 
 // write carries out a request that changes an object.

@@ -1,0 +1,124 @@
+package vdi_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"sheepdog/vdi"
+	"sheepdog/vdi/vditest"
+)
+
+// Who keeps the objects loses its power and comes back, while the gateways go on: what was not flushed may be lost.
+
+var luck = rand.New(rand.NewPCG(1, 1))
+
+// familyOf is a VDI of four objects with a snapshot, all of it flushed.
+func familyOf(t *testing.T, w *vditest.World, s *vdi.Service) *vdi.Volume {
+	t.Helper()
+	v := create(t, s, "v", 4<<20)
+	write(t, v, 0, 2<<20, 'a')
+	if err := v.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	must[vdi.Info](t)(s.Snapshot(ctx, "v", "base"))
+	return v
+}
+
+// A flush says that something may be lost, and then the map is what is stored, not what it was in memory: what is written and flushed
+// afterwards is there after the end of the process.
+func TestMapIsReadAgainWhenWritesAreLost(t *testing.T) {
+	for _, fua := range []vdi.Flags{0, vdi.FlagFUA} {
+		w := vditest.NewWorld(t)
+		s := w.Service()
+		v := familyOf(t, w, s)
+		write(t, v, 0, 4096, 'b')
+		write(t, v, 3<<20, 4096, 'n')
+		w.Objects.Restart(luck, 0)
+		if err := v.Flush(ctx); !errors.Is(err, vdi.ErrIO) {
+			t.Fatalf("flush: %v, want a %v", err, vdi.ErrIO)
+		}
+		done := make(chan error)
+		r := vdi.Request{Op: vdi.OpWrite, Flags: fua, Off: 8192, Len: 4096, Data: make([]byte, 4096), Done: func(r *vdi.Request) { done <- r.Err }}
+		r.Data[0] = 'c'
+		go func() { v.Submit(&r); v.Kick() }()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if fua == 0 {
+			if err := v.Flush(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if b := byteAt(t, v, 3<<20); b != 0 {
+			t.Errorf("what was lost over a hole is %q", b)
+		}
+		w.Crash(luck, 0)
+		again := open(t, w.Service(), "v")
+		if b := byteAt(t, again, 8192); b != 'c' {
+			t.Errorf("flags %d: what was made durable after the loss is %q", fua, b)
+		}
+		if b := byteAt(t, again, 0); b != 'a' && b != 'b' {
+			t.Errorf("flags %d: what was lost is %q", fua, b)
+		}
+	}
+}
+
+// Whoever finds out first that something may be lost, be it the volume itself: the client's next flush says so, once.
+func TestLossIsToldByNextFlush(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		sync func(s *vdi.Service, v *vdi.Volume) error
+		// closed: it closes the volume.
+		closed bool
+	}{
+		{name: "copy on write", sync: func(_ *vdi.Service, v *vdi.Volume) error {
+			_, err := v.WriteAt(ctx, []byte("c"), 1<<20)
+			return err
+		}},
+		{name: "snapshot", sync: func(s *vdi.Service, _ *vdi.Volume) error {
+			_, err := s.Snapshot(ctx, "v", "two")
+			return err
+		}},
+		{name: "shrink", sync: func(s *vdi.Service, _ *vdi.Volume) error {
+			_, err := s.Resize(ctx, "v", 4<<20-4096)
+			return err
+		}},
+		{name: "in the background", sync: func(s *vdi.Service, _ *vdi.Volume) error { return s.Collect(ctx) }},
+		{name: "in the background, with nobody there", closed: true, sync: func(s *vdi.Service, v *vdi.Volume) error {
+			v.Close()
+			return s.Collect(ctx)
+		}},
+		{name: "another client's flush", sync: func(s *vdi.Service, _ *vdi.Volume) error {
+			o, err := s.Open(ctx, "v", "", vdi.OpenOptions{Client: "another"})
+			if err != nil {
+				return err
+			}
+			defer o.Close()
+			return o.Flush(ctx)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := vditest.NewWorld(t)
+			s := w.Service()
+			v := familyOf(t, w, s)
+			write(t, v, 3<<20, 4096, 'n')
+			w.Objects.Restart(luck, 0)
+			if err := c.sync(s, v); !errors.Is(err, vdi.ErrIO) {
+				t.Fatalf("%v, want a %v", err, vdi.ErrIO)
+			}
+			if c.closed {
+				v = open(t, s, "v")
+			}
+			if err := v.Flush(ctx); !errors.Is(err, vdi.ErrIO) {
+				t.Errorf("flush: %v, want a %v", err, vdi.ErrIO)
+			}
+			if err := v.Flush(ctx); err != nil {
+				t.Errorf("the flush after it: %v", err)
+			}
+			if err := open(t, s, "v").Flush(ctx); err != nil {
+				t.Errorf("who comes later: %v", err)
+			}
+		})
+	}
+}
