@@ -423,7 +423,7 @@ func (c *core) finish(p *part, err error) {
 	}
 }
 
-// flush makes durable what was completed before. It needs nothing but a sync: entries
+// flush makes durable what was completed before. The owner needs nothing but a sync: entries
 // that it makes durable are settled later.
 func (c *core) flush(r *Request) {
 	m, list := c.takeVolatile()
@@ -434,12 +434,36 @@ func (c *core) flush(r *Request) {
 	if r.Op != OpFlush {
 		p.req.Done = func(q *object.Request) { c.flushed(p, q.Err) }
 	}
+	if !c.trusts(m) {
+		go c.flushAll(p)
+		return
+	}
 	c.s.cfg.Objects.Submit(&p.req)
+}
+
+// flushAll is flush where another node may own the VDI, and may have ended with what the client wrote through it and
+// now flushes here. When this node took a VDI over, that was made durable.
+func (c *core) flushAll(p *part) {
+	ctx := context.Background()
+	err := c.sync(ctx, p.mapping) // says what is lost
+	c.bookFlush(p.mapping, p.flushes, err)
+	if err == nil {
+		err = c.s.catchUp(ctx) // what was written may be in a policy that is news here
+	}
+	if v, gone := c.current(); err == nil && gone == nil {
+		err = c.s.syncAll(ctx, v.Policy)
+	}
+	c.tellFlush(p, err)
 }
 
 func (c *core) flushed(p *part, err error) {
 	c.noteSync(p.mapping, err)
 	c.bookFlush(p.mapping, p.flushes, err)
+	c.tellFlush(p, err)
+}
+
+// tellFlush ends a flush, which fails also for what somebody else has found to be lost.
+func (c *core) tellFlush(p *part, err error) {
 	if lost := p.parent.span.volume.owed(); lost != nil && !errors.Is(err, object.ErrLost) {
 		err = lost
 	}

@@ -122,3 +122,34 @@ func TestLossIsToldByNextFlush(t *testing.T) {
 		})
 	}
 }
+
+// A client that goes on through another gateway, or the same one anew, when its own was killed finds what it had written, and its flush
+// makes that durable: an initiator with several paths flushes through one what it has written through another.
+func TestFlushCoversWhatGoneGatewayWrote(t *testing.T) {
+	for _, name := range []string{"b", "a"} {
+		c := vditest.NewCluster(t, 1)
+		a := c.Gateway("a")
+		other := c.Gateway("b")
+		v := create(t, a.Service, "v", 4<<20)
+		write(t, v, 0, 4096, 'w')
+		a.Kill()
+		if name == "a" {
+			other = c.Gateway("a")
+		}
+		other.CatchUp()
+		v = open(t, other.Service, "v")
+		if b := byteAt(t, v, 0); b != 'w' {
+			t.Fatalf("through %s: %q", name, b)
+		}
+		if err := v.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+		other.Kill()
+		c.Crash(0)
+		g := c.Gateway("c")
+		g.CatchUp()
+		if b := byteAt(t, open(t, g.Service, "v"), 0); b != 'w' {
+			t.Errorf("flushed through %s: %q", name, b)
+		}
+	}
+}

@@ -292,6 +292,9 @@ func (g *Gateway) leased() bool {
 	return ok && g.running() == nil
 }
 
+// id is by whom changes were made: who starts anew does not know what it had made before.
+func (g *Gateway) id() string { return fmt.Sprintf("%s %d", g.Name, g.incarnation) }
+
 // path is a gateway's way to the objects: messages take their time, and pass each other.
 type path struct{ g *Gateway }
 
@@ -319,7 +322,7 @@ func (p *path) Submit(r *object.Request) {
 		if kind, _ := r.ID.Kind(); r.Op == object.OpWrite && kind == object.KindMap && p.g.cluster.SlowMaps {
 			p.g.cluster.pause(20 * p.g.cluster.Delay)
 		}
-		r.Complete(p.carry(func(o *Objects) error { return o.do(r, p.g.Name) }))
+		r.Complete(p.carry(func(o *Objects) error { return o.do(r, p.g.id()) }))
 	}()
 }
 
@@ -341,12 +344,12 @@ func (p *path) Kick() { /* nothing is held back */ }
 
 // Copy implements vdi.Objects.
 func (p *path) Copy(_ context.Context, r object.CopyRequest) error {
-	return p.carry(func(o *Objects) error { return o.copy(r, p.g.Name) })
+	return p.carry(func(o *Objects) error { return o.copy(r, p.g.id()) })
 }
 
 // Delete implements vdi.Objects.
 func (p *path) Delete(_ context.Context, r object.DeleteRequest) error {
-	return p.carry(func(o *Objects) error { return o.delete(r, p.g.Name) })
+	return p.carry(func(o *Objects) error { return o.delete(r, p.g.id()) })
 }
 
 // Extents implements vdi.Objects.
