@@ -513,14 +513,37 @@ func (s *Service) collected(ctx context.Context, live, dead []*member, held []ca
 // used by nobody never is again, so it may be told in parts.
 const collectBatch = 256
 
-// freeVIDs frees deleted vids that have nothing left; the generation is that of a removal.
+// freeVIDs frees deleted vids that have nothing left; the generation is that of a removal. Nobody flushes them
+// any more: so they are here, or the node would remember for ever who holds what it removed. If a power cut may have
+// brought that back, they are not free.
 func (s *Service) freeVIDs(ctx context.Context, list []catalog.Ref, removal uint64) error {
 	for part := range slices.Chunk(list, collectBatch) {
+		if err := s.syncEach(part); err != nil {
+			return err
+		}
 		if _, err := s.propose(ctx, catalog.Command{Collected: &catalog.Collected{Refs: part, Keep: max(s.cfg.KeepVIDs, 0), Generation: removal}}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// syncEach makes durable what this node has completed for each of these vids.
+func (s *Service) syncEach(list []catalog.Ref) (err error) {
+	requests := make([]object.Request, len(list))
+	var wg sync.WaitGroup
+	wg.Add(len(list))
+	for i, r := range list {
+		v, _ := s.cfg.Catalog.Get(r.VID)
+		requests[i] = object.Request{Op: object.OpSync, Policy: v.Policy, Volume: r.VID, Done: func(*object.Request) { wg.Done() }}
+		s.cfg.Objects.Submit(&requests[i])
+	}
+	s.cfg.Objects.Kick()
+	wg.Wait()
+	for i := range requests {
+		err = cmp.Or(err, requests[i].Err)
+	}
+	return err
 }
 
 // liveOf returns the VDIs and snapshots of a family.

@@ -414,6 +414,9 @@ func runModel(t *testing.T, seed uint64, steps int) {
 	m.must(m.service.Collect(ctx))
 	m.must(m.service.Sweep(ctx))
 	m.must(m.service.Collect(ctx))
+	if vids := w.Objects.Unflushed(); len(vids) > 0 {
+		m.fail("everything is deleted, but who holds changes of %v is to be remembered", vids)
+	}
 	if ids := w.Objects.IDs(); len(ids) > 0 {
 		m.fail("everything is deleted, but there are objects %v", ids)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -56,7 +57,7 @@ type unsynced struct {
 	node    string     // through which it was made
 }
 
-// owed is who had made changes that may be lost.
+// owed is who has made changes.
 type owed struct {
 	volume object.VID
 	node   string
@@ -80,6 +81,7 @@ type Objects struct {
 	held        []*object.Request
 	generations map[object.VID]uint64
 	dead        bool
+	unflushed   map[owed]bool // who has made changes that no sync of its own has covered
 	owed        map[owed]bool // who is still to be told of what was lost
 
 	steps   atomic.Int64 // changing operations so far
@@ -89,7 +91,7 @@ type Objects struct {
 
 // NewObjects returns an empty set of objects.
 func NewObjects() *Objects {
-	return &Objects{current: image{}, durable: image{}, generations: map[object.VID]uint64{}, owed: map[owed]bool{}}
+	return &Objects{current: image{}, durable: image{}, generations: map[object.VID]uint64{}, owed: map[owed]bool{}, unflushed: map[owed]bool{}}
 }
 
 // CrashAfter makes every operation from the n-th changing one on fail; Crash then tells
@@ -146,6 +148,18 @@ func (o *Objects) Restart(rng *rand.Rand, keep float64) {
 	}
 	o.pending = nil
 	o.current = o.durable.clone()
+}
+
+// Unflushed lists the vids for which somebody has made changes that no sync of its own, but FlagAll, has covered. A node of a cluster
+// remembers who holds them until there is one.
+func (o *Objects) Unflushed() []object.VID {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	vids := map[object.VID]bool{}
+	for w := range o.unflushed {
+		vids[w.volume] = true
+	}
+	return slices.Sorted(maps.Keys(vids))
 }
 
 // Count returns how many objects there are.
@@ -333,6 +347,9 @@ func (o *Objects) sync(r *object.Request, made int, node string) error {
 		made = o.made // also what came before the fence, and after the request
 	}
 	o.syncs.Add(1)
+	if !all {
+		maps.DeleteFunc(o.unflushed, func(w owed, _ bool) bool { return w.node == node && (r.Volume == 0 || w.volume == r.Volume) })
+	}
 	if !all && o.tell(r.Volume, node) {
 		return fmt.Errorf("%w: the power was cut", object.ErrLost)
 	}
@@ -449,6 +466,9 @@ func remove(k key) change {
 }
 
 func (o *Objects) change(u unsynced, list []change) {
+	if !u.durable {
+		o.unflushed[owed{u.volume, u.node}] = true
+	}
 	for _, c := range list {
 		c(o.current)
 		if u.durable {
