@@ -269,6 +269,20 @@ func (f *flock) syncAll(ctx context.Context, policy object.PolicyID) error {
 	}
 }
 
+// Lost counts something that grows whenever what was written in a policy, and is not durable, may be lost because the last that had it
+// have started anew. It has what an OpSync with FlagAll has waited for.
+func (n *Node) Lost(policy object.PolicyID) uint64 {
+	p := n.state.View().Policy(policy)
+	if p == nil {
+		return 0
+	}
+	var last state.Epoch
+	for i := range p.Partitions {
+		last = max(last, p.Partitions[i].Restarted, p.Partitions[i].Lost)
+	}
+	return uint64(last)
+}
+
 // lost finds out whether some of what was stored at an epoch may be lost, or, with missing,
 // whether that is not known yet.
 func lost(v *state.View, policy object.PolicyID, since state.Epoch) (missing, err error) {

@@ -46,6 +46,9 @@ type Config struct {
 	// Known returns when every node that serves clients has applied what this node has, or serves
 	// nobody any more. nil: this node is the only one.
 	Known func(ctx context.Context) error
+	// Lost counts something that grows whenever what was written in a policy, and is not durable, may be lost. It must be up to date
+	// when a sync with object.FlagAll has completed. nil: this process does not outlive that.
+	Lost func(policy object.PolicyID) uint64
 	// Leased reports whether nobody has yet waited in vain for this node to learn something:
 	// without a lease the node answers nothing out of its memory alone, but asks the objects.
 	// It is called for each read that memory can answer: it must be quick. nil: always.

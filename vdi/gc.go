@@ -285,6 +285,7 @@ func (s *Service) collectFamily(ctx context.Context, id uint64) error {
 		}
 	}
 	live, dead, held := s.family(id)
+	since := s.lostIn(policyOf(live, dead))
 	for _, d := range dead {
 		if err := s.fence(ctx, d.VDI); err != nil {
 			return err
@@ -307,11 +308,11 @@ func (s *Service) collectFamily(ctx context.Context, id uint64) error {
 				continue
 			}
 		}
-		if err := s.collectPiece(ctx, number, piece, live, dead, generations, used); err != nil {
+		if err := s.collectPiece(ctx, number, piece, live, dead, since, generations, used); err != nil {
 			return err
 		}
 	}
-	return s.collected(ctx, live, dead, held, used)
+	return s.collected(ctx, live, dead, held, since, used)
 }
 
 // pagesOf is how many pages the longest of the maps has.
@@ -344,7 +345,7 @@ func (s *Service) anyMap(ctx context.Context, n uint32, lists ...[]*member) (boo
 
 // collectPiece removes the objects that only dead maps have in their piece from page
 // number on, and notes the vids that live ones use.
-func (s *Service) collectPiece(ctx context.Context, number uint32, piece int, live, dead []*member, generations map[object.VID]uint64, used map[object.VID]bool) error {
+func (s *Service) collectPiece(ctx context.Context, number uint32, piece int, live, dead []*member, since uint64, generations map[object.VID]uint64, used map[object.VID]bool) error {
 	for _, list := range [][]*member{live, dead} {
 		for _, m := range list {
 			if m.entries == nil {
@@ -359,7 +360,7 @@ func (s *Service) collectPiece(ctx context.Context, number uint32, piece int, li
 	for _, m := range live {
 		m.noteOwners(used)
 	}
-	d := doomed{policy: policyOf(live, dead)}
+	d := doomed{policy: policyOf(live, dead), since: since}
 	for _, m := range dead {
 		for i := range piece / 4 {
 			// Objects of a vid that is not in the family any more are gone; if it is used anew they are another's.
@@ -378,8 +379,33 @@ func (s *Service) collectPiece(ctx context.Context, number uint32, piece int, li
 // doomed are objects that no live map names.
 type doomed struct {
 	policy object.PolicyID
+	since  uint64 // of Config.Lost, before maps were looked at
 	list   []object.DeleteRequest
 	live   map[place]bool // the maps that were looked at
+}
+
+// doom begins a list for who looks at maps now.
+func (s *Service) doom(policy object.PolicyID) doomed {
+	return doomed{policy: policy, since: s.lostIn(policy)}
+}
+
+func (s *Service) lostIn(policy object.PolicyID) uint64 {
+	if s.cfg.Lost == nil {
+		return 0
+	}
+	return s.cfg.Lost(policy)
+}
+
+// syncSince is syncAll that also covers what was read and removed since lostIn was asked: it fails with errChanged if a power cut
+// may have undone some of that before the sync began.
+func (s *Service) syncSince(ctx context.Context, policy object.PolicyID, since uint64) error {
+	if err := s.syncAll(ctx, policy); err != nil {
+		return err
+	}
+	if s.lostIn(policy) != since {
+		return fmt.Errorf("what was read may be lost: %w", errChanged)
+	}
+	return nil
 }
 
 // add notes an object whose vid has that generation.
@@ -415,7 +441,7 @@ func (s *Service) removeObjects(ctx context.Context, d *doomed) error {
 	if len(d.list) == 0 {
 		return nil
 	}
-	if err := s.syncAll(ctx, d.policy); err != nil {
+	if err := s.syncSince(ctx, d.policy, d.since); err != nil {
 		return err
 	}
 	if err := s.areLive(ctx, maps.Keys(d.live)); err != nil {
@@ -465,12 +491,12 @@ func anyOwner(list []*member, i int, o object.VID) bool {
 
 // collected removes the maps of the dead, and frees the vids whose objects no live map
 // uses. Each step is durable before the next: what is freed has nothing left.
-func (s *Service) collected(ctx context.Context, live, dead []*member, held []catalog.Ref, used map[object.VID]bool) error {
+func (s *Service) collected(ctx context.Context, live, dead []*member, held []catalog.Ref, since uint64, used map[object.VID]bool) error {
 	if len(dead) == 0 {
 		return nil
 	}
 	policy := dead[0].Policy
-	if err := s.syncAll(ctx, policy); err != nil {
+	if err := s.syncSince(ctx, policy, since); err != nil {
 		return err
 	}
 	if err := s.stillLive(ctx, live); err != nil {
@@ -493,7 +519,7 @@ func (s *Service) collected(ctx context.Context, live, dead []*member, held []ca
 			free = append(free, d.Ref)
 		}
 	}
-	if err := s.syncAll(ctx, policy); err != nil {
+	if err := s.syncSince(ctx, policy, since); err != nil {
 		return err
 	}
 	for _, r := range held {

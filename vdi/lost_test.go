@@ -3,8 +3,10 @@ package vdi_test
 import (
 	"errors"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 
+	"sheepdog/storage/object"
 	"sheepdog/vdi"
 	"sheepdog/vdi/vditest"
 )
@@ -150,6 +152,49 @@ func TestFlushCoversWhatGoneGatewayWrote(t *testing.T) {
 		g.CatchUp()
 		if b := byteAt(t, open(t, g.Service, "v"), 0); b != 'w' {
 			t.Errorf("flushed through %s: %q", name, b)
+		}
+	}
+}
+
+// A collector that has read in a map that an object is not needed removes it only if that is durable: a power cut in between brings the
+// entry back.
+func TestGarbageIsWhatDurableMapsDoNotName(t *testing.T) {
+	for _, keep := range []float64{0, 1} {
+		c := vditest.NewCluster(t, 1)
+		a, b := c.Gateway("a"), c.Gateway("b")
+		v := create(t, a.Service, "v", 4<<20)
+		write(t, v, 0, 4096, 'a')
+		must[vdi.Info](t)(a.Snapshot(ctx, "v", "base"))
+		write(t, v, 0, 1, 'b') // its entry is not durable
+		if err := a.Delete(ctx, "v", "base"); err != nil {
+			t.Fatal(err)
+		}
+		b.CatchUp()
+		now, err := a.Info(ctx, "v", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var read, cut atomic.Bool
+		c.Objects.Fault = func(what string, id object.ID) error {
+			switch kind, _ := id.Kind(); {
+			case what == "read" && kind == object.KindMap && id.VID() == now.VID:
+				read.Store(true)
+			case what == "sync" && read.Load() && cut.CompareAndSwap(false, true):
+				c.Objects.Restart(luck, keep)
+			}
+			return nil
+		}
+		if err := b.Collect(ctx); err != nil || !cut.Load() {
+			t.Fatalf("collect: %v, the power was cut: %v", err, cut.Load())
+		}
+		if b := byteAt(t, v, 1); b != 'a' {
+			t.Errorf("keeping %v: what was copied on write is %q", keep, b)
+		}
+		if err := v.Flush(ctx); !errors.Is(err, vdi.ErrIO) {
+			t.Errorf("keeping %v: flush: %v", keep, err)
+		}
+		if b := byteAt(t, v, 1); b != 'a' {
+			t.Errorf("keeping %v: what was copied on write is %q, by the stored map", keep, b)
 		}
 	}
 }

@@ -351,7 +351,7 @@ func (c *core) removeOrphans(ctx context.Context) error {
 		return nil
 	}
 	live := c.s.liveOf(c.family)
-	d := doomed{policy: c.mapping.Load().policy}
+	d := c.s.doom(c.mapping.Load().policy)
 	d.looked(live...)
 	for _, o := range list {
 		used, err := c.s.referenced(ctx, live, o.owner, o.index)

@@ -75,7 +75,7 @@ func (s *Service) sweepPolicy(ctx context.Context, policy object.PolicyID) error
 	var batch []object.ID
 	flush := func() error {
 		slices.Sort(batch) // by VDI, then by index
-		d := doomed{policy: policy}
+		d := s.doom(policy)
 		for _, id := range batch {
 			if _, err := s.sweepObject(ctx, id, &d, true); err != nil && !errors.Is(err, errMoved) {
 				return err
@@ -109,7 +109,7 @@ func (s *Service) leftover(ctx context.Context, policy object.PolicyID, id objec
 	if v, ok := s.cfg.Catalog.Get(id.VID()); ok && v.State == catalog.Live && !v.Snapshot {
 		return s.sweepWorking(ctx, v, id, remove)
 	}
-	d := doomed{policy: policy}
+	d := s.doom(policy)
 	left, err := s.sweepObject(ctx, id, &d, remove)
 	if err != nil || !left || !remove {
 		return left, err
@@ -170,6 +170,7 @@ func (s *Service) sweepWorking(ctx context.Context, v catalog.VDI, id object.ID,
 	if v.Owner != nil && v.Owner.Name != s.cfg.Node {
 		return false, nil
 	}
+	d := s.doom(v.Policy)
 	used, err := s.referenced(ctx, s.liveOf(v.Family), v.VID, id.Index())
 	if err != nil || used {
 		return false, err
@@ -201,7 +202,6 @@ func (s *Service) sweepWorking(ctx context.Context, v catalog.VDI, id object.ID,
 	}
 	s.gc.leftovers.Add(1)
 	defer c.touched(id)
-	d := doomed{policy: m.policy}
 	d.add(id, m.under)
 	return true, s.removeObjects(ctx, &d)
 }
@@ -224,6 +224,7 @@ func (s *Service) freeHeld(ctx context.Context, t *tries) {
 
 func (s *Service) freeHeldOf(ctx context.Context, family uint64) error {
 	live, _, held := s.family(family)
+	since := s.lostIn(policyOf(live))
 	used := map[object.VID]bool{}
 	for _, m := range live {
 		err := s.walkMap(ctx, m.VDI, m.MaxObjects(), func(_ uint32, entries []byte) error {
@@ -243,7 +244,7 @@ func (s *Service) freeHeldOf(ctx context.Context, family uint64) error {
 	if len(free) == 0 {
 		return nil
 	}
-	if err := s.syncAll(ctx, policyOf(live)); err != nil {
+	if err := s.syncSince(ctx, policyOf(live), since); err != nil {
 		return err
 	}
 	if err := s.stillLive(ctx, live); err != nil {

@@ -319,7 +319,7 @@ func (d *daemon) startVolumes(context.Context) error {
 		Settled: func(ctx context.Context, _ catalog.Node, vid object.VID, generation uint64) error {
 			return d.node.Settled(ctx, vid, generation)
 		},
-		Known: d.node.Known, Leased: d.node.Leased, Leading: d.node.Leading, Logger: d.log,
+		Known: d.node.Known, Lost: d.node.Lost, Leased: d.node.Leased, Leading: d.node.Leading, Logger: d.log,
 		Up: d.up, Policies: d.policies, Room: d.room,
 	})
 	if err != nil {

@@ -89,6 +89,7 @@ func (c *Cluster) Gateway(name string) *Gateway {
 		Objects: &path{g}, Log: g, Catalog: g.Catalog, Node: name, Incarnation: func() uint64 { return incarnation },
 		DefaultPolicy: func() object.PolicyID { return Policy },
 		PolicyOf:      policyOf, CopiesOf: copiesOf, Policies: allPolicies,
+		Lost:    func(object.PolicyID) uint64 { return c.Objects.Restarts() },
 		Settled: c.settled, Leased: g.leased, Known: g.known, Up: c.up,
 	}
 	if c.Config != nil {

@@ -83,6 +83,7 @@ type Objects struct {
 	dead        bool
 	unflushed   map[owed]bool // who has made changes that no sync of its own has covered
 	owed        map[owed]bool // who is still to be told of what was lost
+	restarts    uint64
 
 	steps   atomic.Int64 // changing operations so far
 	crashAt atomic.Int64 // 0: never
@@ -148,6 +149,14 @@ func (o *Objects) Restart(rng *rand.Rand, keep float64) {
 	}
 	o.pending = nil
 	o.current = o.durable.clone()
+	o.restarts++
+}
+
+// Restarts counts how often Restart was called.
+func (o *Objects) Restarts() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.restarts
 }
 
 // Unflushed lists the vids for which somebody has made changes that no sync of its own, but FlagAll, has covered. A node of a cluster

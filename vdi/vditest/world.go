@@ -76,6 +76,7 @@ func (w *World) Service() *vdi.Service {
 		Objects: w.Objects, Log: w, Catalog: w.Catalog, Node: "n1", Incarnation: func() uint64 { return incarnation },
 		DefaultPolicy: func() object.PolicyID { return Policy },
 		PolicyOf:      policyOf, CopiesOf: copiesOf, Policies: allPolicies,
+		Lost: func(object.PolicyID) uint64 { return w.Objects.Restarts() },
 	}
 	if w.Config != nil {
 		w.Config(&cfg)
