@@ -2,11 +2,13 @@ package iscsi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/iscsi/internal/pdu"
 	"sheepdog/frontends/iscsi/internal/scsi"
+	"sheepdog/storage/object"
 	"sheepdog/vdi"
 )
 
@@ -96,8 +98,12 @@ func (t *task) submitFlags(op vdi.Op, f vdi.Flags) {
 
 // done is the completion of the request, on any goroutine.
 func (t *task) done(r *vdi.Request) {
-	if r.Err != nil {
-		t.fail(r.Err)
+	err := r.Err
+	if t.plan.Kind == scsi.Flush && (err == nil || errors.Is(err, object.ErrLost)) && t.at.lost.Swap(false) && err == nil {
+		err = errLost
+	}
+	if err != nil {
+		t.fail(err)
 		return
 	}
 	if t.plan.Kind != scsi.Read {
@@ -142,13 +148,25 @@ func (t *task) makeRoom(n int) error {
 	return t.obtain(n)
 }
 
-// readDurable is a read with FUA: what it answers survives a power cut.
+// readDurable is a read with FUA: what it answers survives a power cut. That something else may be lost is not for
+// who reads: the volume says it once, and it is kept for who flushes.
 func (t *task) readDurable(context.Context) error {
-	if err := t.do(vdi.OpFlush, 0, 0, 0, nil); err != nil {
+	err := t.do(vdi.OpFlush, 0, 0, 0, nil)
+	if errors.Is(err, object.ErrLost) {
+		t.at.lost.Store(true)
+		err = t.do(vdi.OpFlush, 0, 0, 0, nil) // what is there now
+	}
+	if err != nil {
+		if errors.Is(err, object.ErrLost) {
+			t.at.lost.Store(true)
+		}
 		return err
 	}
 	return t.do(vdi.OpRead, 0, t.plan.Off, int64(len(t.data)), t.data)
 }
+
+// errLost is what a flush fails with that would say that all is durable, after a read has heard that it may not be.
+var errLost = fmt.Errorf("flush: %w: %w: some of what was written since the last one", vdi.ErrIO, object.ErrLost)
 
 // executeDiscard is WRITE SAME with UNMAP: blocks are deallocated if that leaves what was to be
 // written, which is so for zeros (SBC-3 section 5.43).

@@ -31,8 +31,9 @@ type disk struct {
 	data     []byte
 	hole     []bool // by block of 4096 bytes
 	fail     map[vdi.Op]error
-	hold     chan struct{} // if not nil, requests complete only when it is closed
-	held     atomic.Int64  // requests that wait for hold
+	once     map[vdi.Op]error // the same, for one request
+	hold     chan struct{}    // if not nil, requests complete only when it is closed
+	held     atomic.Int64     // requests that wait for hold
 	durable  atomic.Int64
 	text     string
 	revision uint64
@@ -230,6 +231,10 @@ func (d *disk) do(r *vdi.Request) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.fail[r.Op]; err != nil {
+		return err
+	}
+	if err := d.once[r.Op]; err != nil {
+		delete(d.once, r.Op)
 		return err
 	}
 	switch r.Op {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 
 	"sheepdog/frontends/iscsi/access"
 	"sheepdog/frontends/iscsi/internal/scsi"
@@ -20,6 +21,8 @@ type lun struct {
 	tasks   int  // that use it; guarded by session.mu
 	retired bool // it is the session's no more; guarded by session.mu
 	touched bool // the reader's: its volume may hold requests back
+
+	lost atomic.Bool // a read was told that writes may be lost, which the next flush is to say
 }
 
 // lunNumber reads a LUN of the peripheral device or the flat space addressing method (SAM-5

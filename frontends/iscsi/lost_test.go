@@ -1,0 +1,59 @@
+package iscsi
+
+import (
+	"fmt"
+	"testing"
+
+	"sheepdog/frontends/iscsi/internal/scsi"
+	"sheepdog/storage/object"
+	"sheepdog/vdi"
+)
+
+// lose has the disk's next flush fail because of what may be lost.
+func (d *disk) lose() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.once = map[vdi.Op]error{vdi.OpFlush: fmt.Errorf("flush: %w: %w", vdi.ErrIO, object.ErrLost)}
+}
+
+func (c *client) syncCache() result {
+	c.t.Helper()
+	c.send(c.command(0x80, 0, 0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0), nil)
+	return c.finish()
+}
+
+// That writes may be lost is said once, and not by a sense key that initiators try again after: the second SYNCHRONIZE CACHE
+// would say that all is well.
+func TestFlushSaysThatWritesAreLost(t *testing.T) {
+	h := serve(t, nil)
+	c := h.login("vm1", me)
+	c.ready()
+	h.store.disks["vm1"].lose()
+	if r := c.syncCache(); r.status != 2 || r.sense[0] != scsi.KeyHardware {
+		t.Errorf("flush after a loss: %v", r)
+	}
+	if r := c.syncCache(); r.status != 0 {
+		t.Errorf("the flush after it: %v", r)
+	}
+}
+
+// A read with FUA makes durable what it answers, and may be the first who hears that writes are lost. It is answered; who
+// flushes is told.
+func TestDurableReadLeavesLossToFlush(t *testing.T) {
+	h := serve(t, nil)
+	c := h.login("vm1", me)
+	c.ready()
+	h.store.disks["vm1"].lose()
+	fua := rw(0x28, 0, 1)
+	fua[1] = 0x08
+	c.send(c.command(fRead, 512, fua...), nil)
+	if r := c.finish(); r.status != 0 || len(r.data) != 512 {
+		t.Errorf("read with FUA: %v", r)
+	}
+	if r := c.syncCache(); r.status != 2 || r.sense[0] != scsi.KeyHardware {
+		t.Errorf("flush after it: %v, want to hear of the loss", r)
+	}
+	if r := c.syncCache(); r.status != 0 {
+		t.Errorf("the flush after that: %v", r)
+	}
+}
