@@ -200,10 +200,14 @@ func (p *Partition) Returns() bool { return p.mark != Mark{} }
 // Tight reports whether a member or learner is known to have no space.
 func (p *Partition) Tight() bool { return len(p.tight) > 0 }
 
+// Taught reports whether the primary has begun to bring this node in sync in this epoch: it counts on
+// what it has brought.
+func (p *Partition) Taught() bool { return p.role == learning && p.session > 0 }
+
 // Renounce says that nothing of what this node had of the partition, in which it is not in
-// sync, can be reached any more. It begins with nothing.
+// sync and not Taught, can be reached any more. It begins with nothing.
 func (p *Partition) Renounce() {
-	if p.Holder() || p.closed {
+	if p.Holder() || p.Taught() || p.closed {
 		return
 	}
 	p.mark, p.recent, p.trimmed = Mark{}, nil, 0
@@ -213,7 +217,7 @@ func (p *Partition) Renounce() {
 
 // Purged says how a Purge has ended.
 func (p *Partition) Purged(now Time, epoch state.Epoch, err error) {
-	current := epoch == p.view.Epoch
+	current := epoch == p.view.Epoch && p.session == 0 // what is removed was there before the session of a learner
 	p.purging = false
 	p.landed(now, current)
 	switch {

@@ -108,3 +108,29 @@ func TestNewObjectsWaitTogether(t *testing.T) {
 		}
 	}
 }
+
+// A learner whose disk is left tells the primary what it has when what was there is gone.
+func TestLearnerIsAskedWhileItIsEmptied(t *testing.T) {
+	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
+	p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: 20}, replica.Report{Mark: replica.Mark{Epoch: 1, Seq: 9}})
+	p.SetView(0, replica.View{Epoch: 3, ISR: []replica.Peer{other}, Learners: []replica.Peer{self}, MinInSync: 1})
+	p.Effects()
+	p.Renounce()
+	if e := p.Effects(); len(e) != 1 || e[0].Kind != replica.Purge {
+		t.Fatalf("it is emptied by %+v", e)
+	}
+	p.AnswerAsk(other, 3, 1, "ask")
+	if e := p.Effects(); len(e) != 0 {
+		t.Fatalf("while it is emptied it answers %+v", e)
+	}
+	p.Purged(1, 3, nil)
+	e := p.Effects()
+	if len(e) != 1 || e[0].Kind != replica.Reply || e[0].Err != nil || e[0].Report.Mark != (replica.Mark{}) {
+		t.Fatalf("when it is empty it answers %+v", e)
+	}
+	p.Renounce() // too late: the primary counts on what it brings
+	p.Receive(other, 3, 1, object.Version{Epoch: 3, Seq: 1}, 7, replica.Mark{}, "change")
+	if e := p.Effects(); len(e) != 1 || e[0].Kind != replica.Apply {
+		t.Fatalf("what it is brought then begins %+v", e)
+	}
+}

@@ -1,6 +1,7 @@
 package replicas
 
 import (
+	"fmt"
 	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
@@ -320,12 +321,17 @@ func (in *incoming) committed() error {
 	return nil
 }
 
-// sync makes everything durable that was stored before.
+// sync makes everything durable that was stored before. Who asks for a learner's group, to have it in sync, is not told so if
+// its disk is out of service: what does not count yet keeps no other flush from ending, but it must not count then.
 func (in *incoming) sync() error {
-	if in.question.to != in.r.cfg.Self.Incarnation {
+	q := in.question
+	if q.to != in.r.cfg.Self.Incarnation {
 		return replica.ErrEpoch
 	}
 	in.r.syncHere(func(err error) {
+		if err == nil && q.epoch != 0 && in.r.cfg.Store.Failed(q.group) {
+			err = fmt.Errorf("partition %s is on a disk that is out of service: %w", q.group, object.ErrIO)
+		}
 		in.req.ReplyData = nil
 		in.req.Reply(err)
 	})

@@ -217,9 +217,16 @@ func (p *part) event(e *event) {
 }
 
 // leaveDisk gives the partition another disk if its own is out of service, or to be taken out, and
-// nothing counts of what is there. It begins with nothing then.
+// nothing counts of what is there. It begins with nothing then. To a learner the primary has
+// brought something that it takes for being there, and would have it in sync with the rest: so that ends first,
+// with the epoch, which then begins anew.
 func (p *part) leaveDisk() {
-	if r := p.r; !p.p.Holder() && r.cfg.Store.Failed(p.group) && r.cfg.Store.Abandon(p.group) {
+	r := p.r
+	switch {
+	case p.p.Holder() || !r.cfg.Store.Failed(p.group):
+	case p.p.Taught():
+		r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: p.p.Epoch(), Remove: r.cfg.Self.Node})
+	case r.cfg.Store.Abandon(p.group):
 		p.p.Renounce()
 		r.cfg.Logger.Info("partition gets another disk, for its own is out of service", "partition", p.group.String())
 	}

@@ -78,7 +78,8 @@ func (p *part) sync(e *replica.Effect) {
 		p.brought, burden = false, 1
 	}
 	p.r.settling.Add(burden)
-	p.do(to, p.r.syncCall(to), func(now replica.Time, q *replica.Partition, c *peer.Call) {
+	c := p.r.syncCall(to, p.group, epoch)
+	p.do(to, c, func(now replica.Time, q *replica.Partition, c *peer.Call) {
 		if p.r.settling.Add(-burden); burden > 0 {
 			signal(p.r.wake)
 		}
@@ -87,8 +88,9 @@ func (p *part) sync(e *replica.Effect) {
 	})
 }
 
-func (r *Replicas) syncCall(to replica.Peer) *peer.Call {
-	q := question{route: route{to: to.Incarnation}}
+// syncCall is for a group alone if an epoch is given: then it fails if the disk that the group is on is out of service.
+func (r *Replicas) syncCall(to replica.Peer, g object.Group, epoch state.Epoch) *peer.Call {
+	q := question{route: route{g, epoch, to.Incarnation}}
 	return &peer.Call{Class: peer.Commit, Op: opSync, Head: q.append(nil)}
 }
 
@@ -99,7 +101,7 @@ func (r *Replicas) Sync(to replica.Peer, done func(error)) {
 		r.syncHere(done)
 		return
 	}
-	c := r.syncCall(to)
+	c := r.syncCall(to, object.Group{}, 0)
 	c.Done = func(c *peer.Call) { done(c.Err) }
 	r.call(to, c)
 }

@@ -1,0 +1,160 @@
+package replicas
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"sheepdog/cluster/internal/peer"
+	"sheepdog/cluster/internal/replica"
+	"sheepdog/cluster/state"
+	"sheepdog/storage/object"
+)
+
+// emptied is a store of two disks, of which the first goes out of service: what was there is not on the other one.
+type emptied struct {
+	Store
+	failed, abandoned bool
+	objects           map[object.ID]bool // where the group lives
+}
+
+func (s *emptied) Groups(context.Context) ([]object.Group, error) { return nil, nil }
+func (s *emptied) Rotten() map[object.Key][]uint32                { return nil }
+func (s *emptied) Tight(object.Group) bool                        { return false }
+func (s *emptied) Failed(object.Group) bool                       { return s.failed && !s.abandoned }
+func (s *emptied) Kick()                                          {}
+func (s *emptied) Delete(_ context.Context, k object.Key) error   { delete(s.objects, k.ID); return nil }
+func (s *emptied) Abandon(object.Group) bool {
+	s.abandoned, s.objects = true, map[object.ID]bool{}
+	return true
+}
+func (s *emptied) List(_ context.Context, g object.Group, fn func(object.Info) error) error {
+	for id := range s.objects {
+		if err := fn(object.Info{Key: object.Key{Group: g, ID: id}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+func (s *emptied) Submit(r *object.Request) {
+	if r.Op == object.OpWrite {
+		s.objects[r.ID] = true
+	}
+	r.Complete(nil)
+}
+
+// What the primary has brought to a learner is there as long as it counts on that: a disk that goes meanwhile is left in the next
+// epoch, in which the primary asks anew what the learner has. Else it would have it in sync without.
+func TestLearnerLeavesItsDiskBetweenEpochs(t *testing.T) {
+	first := replica.Peer{Node: 1, Incarnation: 1}
+	self := replica.Peer{Node: 2, Incarnation: 1}
+	store := &emptied{objects: map[object.ID]bool{}}
+	var proposed []state.ChangeISR
+	r, err := New(t.Context(), Config{
+		Self: self, Store: store, Peer: func(state.NodeID) Peer { return nil }, Fence: func(object.VID, uint64) error { return nil },
+		Propose: func(c state.ChangeISR) { proposed = append(proposed, c) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	local, err := peer.NewLocal(Errors)
+	if err != nil {
+		t.Fatal(err)
+	}
+	view := func(epoch state.Epoch) {
+		r.SetState(&state.View{
+			Cluster: state.Cluster{ID: "c", Partitions: 1}, Epoch: epoch,
+			Nodes: []*state.Node{{ID: 1, Incarnation: 1, State: state.NodeUp}, {ID: 2, Incarnation: 1, State: state.NodeUp}},
+			Policies: []*state.Policy{{ID: 1, Copies: 2, MinInSync: 1, Partitions: []state.Partition{
+				{Epoch: epoch, ISR: []state.NodeID{1}, Learners: []state.NodeID{2}, Targets: []state.NodeID{1, 2}},
+			}}},
+		})
+	}
+	group := object.Group{Policy: 1}
+	// call has this node carry out a call of the primary.
+	call := func(c *peer.Call) (data []byte, err error) {
+		t.Helper()
+		done := make(chan struct{})
+		req := local.Request(&peer.Identity{Node: first.Node, Incarnation: first.Incarnation}, c, func(r *peer.Request, e error) {
+			data, err = slices.Clone(r.ReplyData), e
+			close(done)
+		})
+		r.Handle(req)
+		r.Kick()
+		select {
+		case <-done:
+		case <-time.After(20 * time.Second):
+			t.Fatal("no answer")
+		}
+		return data, err
+	}
+	ask := func(epoch state.Epoch, session uint32) []object.ID {
+		t.Helper()
+		q := question{route{group, epoch, self.Incarnation}, session}
+		data, err := call(&peer.Call{Class: peer.Bulk, Op: opAsk, Head: q.append(nil), Want: 4096})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, have, err := decodeReport(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return have
+	}
+	change := func(epoch state.Epoch, seq uint64, id object.ID) error {
+		m := change{
+			route: route{group, epoch, self.Incarnation}, session: 1, version: object.Version{Epoch: uint64(epoch), Seq: seq},
+			action: action{verb: VerbWrite, shift: 22, id: id, len: 4096},
+		}
+		data := make([]byte, 4096)
+		var c content
+		c.of(0, data)
+		m.sum = c.sum
+		_, err := call(&peer.Call{Class: peer.Commit, Op: opChange, Head: m.append(nil), Data: data})
+		return err
+	}
+	sync := func(epoch state.Epoch) error {
+		q := question{route: route{group, epoch, self.Incarnation}}
+		_, err := call(&peer.Call{Class: peer.Commit, Op: opSync, Head: q.append(nil)})
+		return err
+	}
+
+	view(1)
+	if have := ask(1, 1); len(have) > 0 {
+		t.Fatalf("a learner that has nothing has %v", have)
+	}
+	if err := change(1, 1, 7); err != nil {
+		t.Fatal(err)
+	}
+	if err := sync(1); err != nil {
+		t.Fatal(err)
+	}
+	store.failed = true
+	if err := sync(1); !errors.Is(err, object.ErrIO) {
+		t.Errorf("what is on a disk that is out of service is said to be durable: %v", err)
+	}
+	r.leaveDisks()
+	if !store.objects[7] {
+		t.Error("what the primary has brought is gone, and it does not know")
+	}
+	want := state.ChangeISR{Policy: 1, Epoch: 1, Remove: self.Node}
+	if len(proposed) != 1 || proposed[0] != want {
+		t.Fatalf("proposed is %+v, not %+v", proposed, want)
+	}
+	view(2)
+	if !store.abandoned {
+		t.Fatal("the disk is not left in the next epoch")
+	}
+	if have := ask(2, 1); len(have) > 0 {
+		t.Errorf("the primary is told of %v", have)
+	}
+	if err := change(2, 1, 8); err != nil {
+		t.Fatal(err)
+	}
+	if err := sync(2); err != nil || !store.objects[8] {
+		t.Errorf("on the next disk: %v, %v", store.objects, err)
+	}
+}
