@@ -459,3 +459,31 @@ func TestFlushOfWhatOnlyOneHas(t *testing.T) {
 		t.Errorf("that is known by now: %v", err)
 	}
 }
+
+// What is asked of a node that is left alone fails in time, also where it is the primary itself: it has no lease any more,
+// or too few others, and nobody says when that ends.
+func TestRequestsEndWithoutOthers(t *testing.T) {
+	w := newWorld(t, "n1", "n2", "n3")
+	w.ioTimeout = 2 * time.Second
+	w.form("n1", "n2", "n3")
+	n1 := w.nodes["n1"].Node
+	putAll(t, n1, 8, 1)
+	w.nodes["n2"].close()
+	w.nodes["n3"].close()
+	const count = 8
+	done := make(chan error, 2*count)
+	for i := range uint32(count) {
+		go func() { done <- put(n1, object.DataID(1, i), 8192, pattern(9)) }()
+		go func() { done <- put(n1, object.DataID(1, i), 8192, pattern(9)) }()
+	}
+	for range 2 * count {
+		select {
+		case err := <-done:
+			if !errors.Is(err, object.ErrUnavailable) {
+				t.Errorf("a write ends with %v", err)
+			}
+		case <-time.After(3 * time.Minute):
+			t.Fatal("a write does not end")
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"sheepdog/cluster/internal/gateway"
 	"sheepdog/cluster/internal/mailbox"
@@ -147,6 +148,7 @@ func (g *gate) effect(e *gateway.Effect) {
 	case gateway.Forward:
 		g.unsent = true
 		j := e.Request.Owner.(*job)
+		j.fwd.Deadline = time.Now().Add(g.cfg.Timeout)
 		g.cfg.Replicas().Forward(e.To, e.Epoch, &j.fwd, jobAnswered)
 	case gateway.Done:
 		j := e.Request.Owner.(*job)

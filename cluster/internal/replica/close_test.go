@@ -12,7 +12,7 @@ import (
 func TestClose(t *testing.T) {
 	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
 	start := func(isr ...replica.Peer) *replica.Partition {
-		p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: 20}, replica.Report{})
+		p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: 20, Patience: 6000}, replica.Report{})
 		p.SetView(0, replica.View{Epoch: 1, ISR: isr, MinInSync: 1})
 		p.Effects()
 		return p

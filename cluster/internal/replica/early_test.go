@@ -17,7 +17,7 @@ func TestEarlyMessages(t *testing.T) {
 		return replica.View{Epoch: epoch, ISR: isr, MinInSync: 1}
 	}
 	start := func(v replica.View) *replica.Partition {
-		p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: resend}, replica.Report{})
+		p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: resend, Patience: 6000}, replica.Report{})
 		p.SetLease(0, 1<<60)
 		p.SetView(0, v)
 		p.Effects()

@@ -300,7 +300,7 @@ func (p *Partition) leased(now Time) bool { return now < p.lease }
 
 // release goes on with what waited for the lease or for the members.
 func (p *Partition) release(now Time) {
-	if p.unleased {
+	if p.unleased && p.leased(now) {
 		p.unleased = false
 		for op := p.sequenced.front; op != nil; {
 			next := op.after

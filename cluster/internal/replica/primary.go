@@ -10,7 +10,7 @@ import (
 // Submit starts an op that a gateway has addressed to the primary of an epoch. A gateway
 // may address it to another epoch once this one has ended or ErrRetry is the outcome.
 func (p *Partition) Submit(now Time, epoch state.Epoch, op *Op) {
-	op.Err, op.list, op.learner, op.refs = nil, nil, nil, 0
+	op.Err, op.list, op.learner, op.refs, op.began = nil, nil, nil, 0, now
 	if epoch > p.view.Epoch && !p.closed {
 		p.wait(epoch, func(now Time) { p.Submit(now, epoch, op) }, func() { p.end(op, ErrRetry) })
 		return
@@ -310,6 +310,30 @@ func (p *Partition) Tick(now Time) {
 	case serving:
 		p.tickOps(now)
 		p.tell()
+	}
+	p.refuseLate(now)
+}
+
+// refuseLate refuses what has waited for long: who asked for it may have somebody who shall not wait for ever, and only he
+// can tell. A change that all have made, but that there was no lease to answer, is among it; one that some
+// have not made is not, for what comes behind it must not be seen before it is certain what became of it.
+func (p *Partition) refuseLate(now Time) {
+	late := func(op *Op) bool { return op.learner == nil && now >= op.began+Time(p.opt.Patience) }
+	if !p.held.any(late) && !p.sequenced.any(late) {
+		return
+	}
+	var list []*Op
+	for _, q := range p.queues() {
+		for op := q.first; op != nil; op = op.next {
+			if op.state != opRunning && late(op) {
+				list = append(list, op)
+			}
+		}
+	}
+	for _, op := range list {
+		if op.state != opRunning { // it may have its turn by now
+			p.finish(now, op, ErrRetry)
+		}
 	}
 }
 

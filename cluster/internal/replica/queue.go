@@ -141,6 +141,15 @@ func (l *opList) push(op *Op) {
 	l.back = op
 }
 
+func (l *opList) any(is func(*Op) bool) bool {
+	for op := l.front; op != nil; op = op.after {
+		if is(op) {
+			return true
+		}
+	}
+	return false
+}
+
 // unlist takes op out of the list that it is in, if any.
 func (op *Op) unlist() {
 	l := op.list

@@ -14,7 +14,7 @@ import (
 func TestLearnerWithoutSpace(t *testing.T) {
 	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
 	const pause = 1000
-	p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: pause, Resend: 20}, replica.Report{})
+	p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: pause, Resend: 20, Patience: 6000}, replica.Report{})
 	p.SetLease(0, 1<<60)
 	p.SetView(0, replica.View{Epoch: 1, ISR: []replica.Peer{self}, Learners: []replica.Peer{other}, MinInSync: 1})
 	p.SetTight(other, true) // which keeps nobody from beginning
@@ -88,7 +88,7 @@ func TestLearnerWithoutSpace(t *testing.T) {
 // When one object does not get its space those that are new to the learner are not tried.
 func TestNewObjectsWaitTogether(t *testing.T) {
 	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
-	p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: 20}, replica.Report{})
+	p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: 20, Patience: 6000}, replica.Report{})
 	p.SetLease(0, 1<<60)
 	p.SetView(0, replica.View{Epoch: 1, ISR: []replica.Peer{self}, Learners: []replica.Peer{other}, MinInSync: 1})
 	p.Tick(1)
@@ -112,7 +112,7 @@ func TestNewObjectsWaitTogether(t *testing.T) {
 // A learner whose disk is left tells the primary what it has when what was there is gone.
 func TestLearnerIsAskedWhileItIsEmptied(t *testing.T) {
 	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
-	p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: 20}, replica.Report{Mark: replica.Mark{Epoch: 1, Seq: 9}})
+	p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: 20, Patience: 6000}, replica.Report{Mark: replica.Mark{Epoch: 1, Seq: 9}})
 	p.SetView(0, replica.View{Epoch: 3, ISR: []replica.Peer{other}, Learners: []replica.Peer{self}, MinInSync: 1})
 	p.Effects()
 	p.Renounce()

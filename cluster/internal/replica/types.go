@@ -46,6 +46,9 @@ type Options struct {
 	// Resend is the pause before something is sent again after it was refused or the
 	// connection was lost, and before a proposal is repeated.
 	Resend time.Duration
+	// Patience is how long an op waits for its turn, the lease or members before it is refused with ErrRetry: for how long
+	// it is asked again is for who wants it to decide. One that is being carried out waits for members, or for a new epoch.
+	Patience time.Duration
 }
 
 // Op is a read or a change of a range of one object. The caller owns it but for the
@@ -76,6 +79,7 @@ type Op struct {
 	short    slots    // did not have the space
 	fetched  slots    // asked for sound content in vain, or with success
 	refs     int      // effects under way that use the op
+	began    Time     // when it was submitted
 	sent     Time     // when it got its version
 	learner  *learner // not nil: it keeps others off an object that is repaired there
 	link              // in Partition.sequenced or Partition.held

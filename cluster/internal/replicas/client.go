@@ -2,6 +2,7 @@ package replicas
 
 import (
 	"sync"
+	"time"
 
 	"github.com/zeebo/xxh3"
 
@@ -14,6 +15,10 @@ import (
 // Forward is a Task on its way to its primary. Its owner may use it again after Done.
 type Forward struct {
 	Task
+	// Deadline is when the attempt fails with replica.ErrRetry at the latest, if it is another node's to carry it out; zero:
+	// never. It may be carried out then all the same, but not after anything that this node sends later.
+	Deadline time.Time
+
 	call    peer.Call
 	head    [maxHead]byte
 	list    []replica.Peer
@@ -45,7 +50,7 @@ func (r *Replicas) Forward(to replica.Peer, epoch state.Epoch, f *Forward, done 
 	case VerbStat, VerbSums, VerbList:
 		c.Want = peer.MaxData
 	}
-	c.Head = m.append(f.head[:0])
+	c.Head, c.Deadline = m.append(f.head[:0]), f.Deadline
 	c.State, c.Done = f, forwarded
 	r.call(to, c)
 }

@@ -2,9 +2,11 @@ package replicas
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
+	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/internal/replica"
 	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
@@ -66,5 +68,24 @@ func TestLateRequestIsKicked(t *testing.T) {
 	}
 	if !r.Pump() {
 		t.Error("nobody kicks what came late")
+	}
+}
+
+// A node that never answers does not keep who asked for ever.
+func TestForwardHasADeadline(t *testing.T) {
+	to := new(lastCall)
+	r := &Replicas{}
+	r.cfg.Peer = func(state.NodeID) Peer { return to }
+	for _, at := range []time.Time{time.Now(), {}} {
+		f := &Forward{Deadline: at, Task: Task{Verb: VerbRead, ID: 7, SizeShift: 22, Len: 4096, Data: make([]byte, 4096)}}
+		done := false
+		r.Forward(replica.Peer{Node: 2, Incarnation: 5}, 1, f, func(*Task) { done = true })
+		if !to.Deadline.Equal(at) {
+			t.Errorf("the call ends at %v, not %v", to.Deadline, at)
+		}
+		to.Err = peer.ErrTimeout
+		if to.Done(to.Call); !done || !errors.Is(f.Err, replica.ErrRetry) {
+			t.Errorf("the attempt ends with %v", f.Err)
+		}
 	}
 }

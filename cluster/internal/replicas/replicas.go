@@ -154,7 +154,9 @@ func New(ctx context.Context, cfg Config) (*Replicas, error) {
 		cfg: cfg, start: time.Now(), parts: map[object.Group]*part{}, view: &state.View{}, stored: map[object.Group]bool{},
 		wake: make(chan struct{}, 1), kicks: make(chan struct{}, 1), purging: make(chan struct{}, purgesAtATime),
 	}
-	r.opt = replica.Options{Self: cfg.Self, AckTimeout: cfg.AckTimeout, LearnerTimeout: cfg.LearnerTimeout, Resend: cfg.Resend}
+	r.opt = replica.Options{
+		Self: cfg.Self, AckTimeout: cfg.AckTimeout, LearnerTimeout: cfg.LearnerTimeout, Resend: cfg.Resend, Patience: 2 * cfg.AckTimeout,
+	}
 	r.pace.phase = time.Duration(r.start.UnixNano()) % pacePeriod
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.works.ended.L = &r.works.mu
