@@ -190,10 +190,12 @@ func readDone(r *object.Request) {
 	j.gate.post(gateEvent{kind: gateRead, job: j})
 }
 
-// hasRead answers a read of the own replica if that still counts; else the primary is asked.
+// hasRead answers a read of the own replica if that still counts; else the primary is asked. It does not if a change of
+// the range has begun meanwhile: this node may have made it, and others not, and a failure may undo it.
 func (g *gate) hasRead(j *job) bool {
 	t, err := &j.fwd.Task, j.local.Err
-	if err != nil && !errors.Is(err, object.ErrNotFound) || !g.cfg.Replicas().Readable(t.Group, j.here) || g.cfg.Fence(t.Volume, t.Generation) != nil {
+	if err != nil && !errors.Is(err, object.ErrNotFound) || !g.cfg.Replicas().Readable(t.Group, j.here) || g.cfg.Fence(t.Volume, t.Generation) != nil ||
+		g.doubt[t.Group] == j.here || g.g.Changing(t.Group, t.ID, j.req.Off, j.req.Len) {
 		return false
 	}
 	j.req.Err = err

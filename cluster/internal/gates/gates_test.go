@@ -102,3 +102,79 @@ func TestUndecidedPartition(t *testing.T) {
 		t.Fatalf("sent %d times", to.calls)
 	}
 }
+
+// held is a store that takes requests, and leaves it to the test when they end.
+type held struct {
+	emptyStore
+	requests []*object.Request
+}
+
+func (h *held) Rotten() map[object.Key][]uint32 { return nil }
+func (h *held) Tight(object.Group) bool         { return false }
+func (h *held) Failed(object.Group) bool        { return false }
+func (h *held) Submit(r *object.Request)        { h.requests = append(h.requests, r) }
+
+// The owner of a volume that reads its own replica does not take what it finds there if a change of that has begun meanwhile, or
+// one has failed: what is on one member alone may be undone.
+func TestChangeOvertakesReadOfOwnReplica(t *testing.T) {
+	v := view(4)
+	v.Nodes = append(v.Nodes, &state.Node{ID: 3, Incarnation: 1, State: state.NodeUp})
+	v.Policies[0].Partitions[0].ISR, v.Policies[0].Partitions[0].Targets = []state.NodeID{3}, []state.NodeID{3}
+	for _, c := range []struct {
+		name    string
+		off     uint32
+		outcome error
+		ended   bool
+		again   bool
+	}{
+		{name: "of something else", off: 4096},
+		{name: "under way", again: true},
+		{name: "done", ended: true},
+		{name: "failed", ended: true, outcome: object.ErrNoSpace, again: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			store := &held{}
+			r, err := replicas.New(t.Context(), replicas.Config{
+				Self: replica.Peer{Node: 3, Incarnation: 1}, Store: store, Peer: func(state.NodeID) replicas.Peer { return nil },
+				Propose: func(state.ChangeISR) {}, Fence: func(object.VID, uint64) error { return nil },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.SetLease(time.Now().Add(time.Hour))
+			r.SetState(v)
+			g := New(Config{
+				Replicas: func() *replicas.Replicas { return r }, View: func() *state.View { return v }, Fence: func(object.VID, uint64) error { return nil },
+				Now: func() replica.Time { return 0 }, KickSoon: func() {}, Retry: time.Millisecond, Timeout: time.Hour,
+			})
+			answered := false
+			own := read(func(*object.Request) { answered = true })
+			own.Volume, own.Generation = 1, 1
+			g.Submit(own)
+			if len(store.requests) != 1 || store.requests[0].Op != object.OpRead {
+				t.Fatalf("the owner does not read its own replica")
+			}
+			change := read(func(*object.Request) {})
+			change.Op, change.Volume, change.Generation, change.Off = object.OpWrite, 1, 1, c.off
+			g.Submit(change)
+			if len(store.requests) != 2 || store.requests[1].Op != object.OpWrite {
+				t.Fatalf("the change does not begin")
+			}
+			if c.ended {
+				store.requests[1].Complete(c.outcome)
+			}
+			store.requests[0].Complete(nil)
+			if answered == c.again {
+				t.Errorf("the read is answered by what the replica had meanwhile: %v", answered)
+			}
+			for i := 1; i < len(store.requests); i++ {
+				if r := store.requests[i]; r.Op == object.OpRead || !c.ended {
+					r.Complete(nil)
+				}
+			}
+			if !answered {
+				t.Error("the read is not answered in the end")
+			}
+		})
+	}
+}
