@@ -23,7 +23,7 @@ const (
 	opPropose   uint16 = 64 // an entry for the log, for the leader. Data
 	opJoin      uint16 = 65 // let me in. Head: the node's name. Reply: the cluster's id. Data
 	opAdmit     uint16 = 66 // the same, from a member that has been asked, for the leader. Data
-	opFence     uint16 = 67 // nothing older of a volume happens here any more. Head: vid, generation. Data
+	opFence     uint16 = 67 // nothing older of a volume happens here any more. Head: vid, generation. Reply's head: how far the log was applied then. Data
 )
 
 const (
@@ -48,8 +48,10 @@ func (f *flock) serve(r *peer.Request) {
 	case r.Op == opFence && member && len(r.Head) == 12:
 		vid, generation := object.VID(binary.LittleEndian.Uint32(r.Head)), binary.LittleEndian.Uint64(r.Head[4:])
 		f.tasks.Go(func() {
+			err := f.fence(f.ctx, vid, generation)
 			r.ReplyData = nil
-			r.Reply(f.fence(f.ctx, vid, generation))
+			r.ReplyHead = binary.LittleEndian.AppendUint64(r.ReplyHead, f.applied())
+			r.Reply(err)
 		})
 	case r.Op == opKnown && member && len(r.Head) == 8:
 		index := binary.LittleEndian.Uint64(r.Head)

@@ -89,3 +89,62 @@ func TestForwardHasADeadline(t *testing.T) {
 		}
 	}
 }
+
+// asleep is a store of which one question takes until the test wants.
+type asleep struct {
+	held
+	asked, answer chan struct{}
+}
+
+func (s *asleep) Failed(g object.Group) bool {
+	if g.Partition == 1 {
+		s.asked <- struct{}{}
+		<-s.answer
+	}
+	return false
+}
+
+// A state is followed when all partitions have taken note of it, and who waits for that hears of it then.
+func TestAwaitFollowed(t *testing.T) {
+	store := &asleep{asked: make(chan struct{}, 1), answer: make(chan struct{})}
+	r, err := New(t.Context(), Config{
+		Self: replica.Peer{Node: 1, Incarnation: 1}, Store: store, Peer: func(state.NodeID) Peer { return nil },
+		Propose: func(state.ChangeISR) {}, Fence: func(object.VID, uint64) error { return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy := &state.Policy{ID: 1, Copies: 1, MinInSync: 1}
+	for range 2 {
+		policy.Partitions = append(policy.Partitions, state.Partition{Epoch: 4, ISR: []state.NodeID{2}, Learners: []state.NodeID{1}, Targets: []state.NodeID{2, 1}})
+	}
+	v := &state.View{
+		Cluster: state.Cluster{ID: "c", Partitions: 2}, Epoch: 5, Policies: []*state.Policy{policy},
+		Nodes: []*state.Node{{ID: 1, Incarnation: 1, State: state.NodeDown}, {ID: 2, Incarnation: 1, State: state.NodeUp}},
+	}
+	followed, told := make(chan error, 1), make(chan struct{})
+	go func() { followed <- r.AwaitFollowed(t.Context(), 5) }()
+	go func() {
+		r.SetState(v)
+		close(told)
+	}()
+	<-store.asked // in the midst of it
+	soon, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := r.AwaitFollowed(soon, 5); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while a partition is being told: %v", err)
+	}
+	select {
+	case err := <-followed:
+		t.Errorf("a state is followed before a partition knows it: %v", err)
+	default:
+	}
+	close(store.answer)
+	<-told
+	if err := <-followed; err != nil {
+		t.Error(err)
+	}
+	if err := r.AwaitFollowed(t.Context(), 5); err != nil {
+		t.Error(err)
+	}
+}

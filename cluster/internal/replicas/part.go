@@ -98,7 +98,7 @@ func (p *part) post(e event) { p.box.Post(e, p.take) }
 func (p *part) take(e event, late bool) {
 	p.handle(e, late)
 	if e.kind == evView {
-		p.r.views.Add(-1)
+		p.r.viewTaken()
 	}
 }
 

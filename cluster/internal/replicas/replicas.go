@@ -111,6 +111,7 @@ type Replicas struct {
 	views    atomic.Int64  // that partitions have still to be told
 	told     atomic.Uint64 // epoch of the last state that all partitions were to be told
 	followed atomic.Uint64 // and of one that they were
+	caughtUp caughtUp
 
 	current atomic.Bool // the state that is known has this life of the node, and it is up
 	spaces  spaces
@@ -181,7 +182,7 @@ func (r *Replicas) SetLease(until time.Time) {
 // SetState follows the replicated state. It is called by one goroutine at a time.
 func (r *Replicas) SetState(v *state.View) {
 	r.views.Add(1)
-	defer r.views.Add(-1)
+	defer r.viewTaken()
 	defer r.told.Store(uint64(v.Epoch)) // before it is counted as done
 	r.mu.Lock()
 	old := r.view
@@ -216,6 +217,52 @@ func (r *Replicas) Followed() state.Epoch {
 		r.followed.Store(told)
 	}
 	return state.Epoch(r.followed.Load())
+}
+
+// AwaitFollowed waits until Followed is an epoch, or a later one. It fails with the error of ctx.
+func (r *Replicas) AwaitFollowed(ctx context.Context, epoch state.Epoch) error {
+	for {
+		caught := r.caughtUp.next()
+		if r.Followed() >= epoch {
+			return nil
+		}
+		select {
+		case <-caught:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// viewTaken is called when a partition has taken note of a state, and when all were told.
+func (r *Replicas) viewTaken() {
+	if r.views.Add(-1) == 0 {
+		r.caughtUp.tell()
+	}
+}
+
+// caughtUp tells when no partition has still to take note of a state.
+type caughtUp struct {
+	mu   sync.Mutex
+	wait chan struct{} // closed then; nil: nobody waits
+}
+
+func (c *caughtUp) next() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.wait == nil {
+		c.wait = make(chan struct{})
+	}
+	return c.wait
+}
+
+func (c *caughtUp) tell() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.wait != nil {
+		close(c.wait)
+		c.wait = nil
+	}
 }
 
 // setPartition tells a partition what has become of it, if it concerns this node.
