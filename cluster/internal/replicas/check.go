@@ -58,10 +58,10 @@ func (r *Replicas) Check(ctx context.Context, to replica.Peer, g object.Group, e
 	}
 	c := &peer.Call{Class: peer.Bulk, Op: opCheck, Head: q.append(nil), Want: maxChecked}
 	c.Deadline = time.Now().Add(checkTimeout)
-	defer c.Release()
 	if err := r.wait(ctx, to, c); err != nil {
 		return nil, unknown(err)
 	}
+	defer c.Release()
 	k := new(Checked)
 	if err := json.Unmarshal(c.ReplyData, k); err != nil {
 		return nil, errMessage
@@ -177,13 +177,16 @@ func (r *Replicas) everything(ctx context.Context, g object.Group, epoch state.E
 	for _, m := range members[1:] {
 		q := question{route: route{g, epoch, m.Incarnation}}
 		c := &peer.Call{Class: peer.Bulk, Op: opHave, Head: q.append(nil), Want: peer.MaxData, Deadline: time.Now().Add(checkTimeout)}
-		err := r.wait(ctx, m, c)
-		for d := (decoder{b: c.ReplyData}); len(d.b) > 0 && err == nil; err = d.err {
+		if err := r.wait(ctx, m, c); err != nil {
+			return nil, unknown(err)
+		}
+		d := decoder{b: c.ReplyData}
+		for len(d.b) > 0 {
 			ids = append(ids, object.ID(d.u64()))
 		}
 		c.Release()
-		if err != nil {
-			return nil, unknown(err)
+		if d.err != nil {
+			return nil, d.err
 		}
 	}
 	slices.Sort(ids)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/internal/replica"
 	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
@@ -94,4 +95,59 @@ func TestWorksMayBegin(t *testing.T) {
 	if w.n != 0 {
 		t.Errorf("%d are left", w.n)
 	}
+}
+
+// silent is a node that answers nothing.
+type silent struct{ calls chan *peer.Call }
+
+func (s silent) Submit(c *peer.Call) { s.calls <- c }
+func (silent) Kick()                 {}
+
+// lacking is a store that has nothing.
+type lacking struct{ held }
+
+func (*lacking) Stat(context.Context, object.Key) (object.Info, error) {
+	return object.Info{}, object.ErrNotFound
+}
+
+// Who waits for what another node has is through when the replicas end: the other one may wait for a disk that has hung.
+func TestCloseEndsRepairs(t *testing.T) {
+	first, self := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
+	other := silent{make(chan *peer.Call, 1)}
+	r, err := New(t.Context(), Config{
+		Self: self, Store: new(lacking), Peer: func(state.NodeID) Peer { return other },
+		Propose: func(state.ChangeISR) {}, Fence: func(object.VID, uint64) error { return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetState(&state.View{
+		Cluster: state.Cluster{ID: "c", Partitions: 1}, Epoch: 1,
+		Nodes:    []*state.Node{{ID: 1, Incarnation: 1, State: state.NodeUp}, {ID: 2, Incarnation: 1, State: state.NodeUp}},
+		Policies: []*state.Policy{{ID: 1, Copies: 2, MinInSync: 1, Partitions: []state.Partition{{Epoch: 1, ISR: []state.NodeID{1, 2}, Targets: []state.NodeID{1, 2}}}}},
+	})
+	local, err := peer.NewLocal(Errors)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := change{route: route{object.Group{Policy: 1}, 1, self.Incarnation}, action: action{id: 7}}
+	answer := make(chan error, 1)
+	c := &peer.Call{Class: peer.Commit, Op: opRepair, Head: m.append(nil)}
+	r.Handle(local.Request(&peer.Identity{Node: first.Node, Incarnation: first.Incarnation}, c, func(_ *peer.Request, err error) { answer <- err }))
+	pull := <-other.calls
+	closed := make(chan struct{})
+	go func() {
+		r.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("they do not end")
+	}
+	if err := <-answer; !errors.Is(err, object.ErrClosed) {
+		t.Errorf("the repair ends with %v", err)
+	}
+	pull.Err = peer.ErrDisconnected
+	pull.Done(pull) // nobody minds
 }

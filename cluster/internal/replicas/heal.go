@@ -124,6 +124,9 @@ func (r *Replicas) healBlock(ctx context.Context, k object.Key, block uint32) bo
 	buf := make([]byte, object.BlockSize)
 	for _, m := range nodes {
 		src := source{r: r, from: m, route: route{k.Group, epoch, m.Incarnation}, id: k.ID}
+		if ctx.Err() != nil { // buf may be a call's that was left
+			return false
+		}
 		if src.blocks(ctx, block*object.BlockSize, buf) == nil && r.cfg.Store.Heal(ctx, k, block, buf) == nil {
 			return true
 		}

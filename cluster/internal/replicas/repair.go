@@ -253,14 +253,19 @@ func (s *source) count(n int) {
 	s.r.Count.MovedBytes.Add(uint64(n))
 }
 
-// wait makes a call and waits for it.
+// wait makes a call and waits for it, or for ctx. Then the call, and all that it uses, is left to the transport: it ends with
+// the connection at the latest, which may be when what the other node waits for ends.
 func (r *Replicas) wait(ctx context.Context, to replica.Peer, c *peer.Call) error {
 	done := make(chan struct{})
 	c.Done = func(*peer.Call) { close(done) }
 	r.call(to, c)
 	r.kickSoon()
-	<-done // calls end when the connection does
-	return c.Err
+	select {
+	case <-done:
+		return c.Err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", object.ErrClosed, ctx.Err())
+	}
 }
 
 // sums asks what the object is like there. own are the checksums here, nil if there is
@@ -268,10 +273,10 @@ func (r *Replicas) wait(ctx context.Context, to replica.Peer, c *peer.Call) erro
 func (s *source) sums(ctx context.Context, own []uint64) (object.Info, []uint64, error) {
 	m := pull{route: s.route, id: s.id}
 	c := &peer.Call{Class: peer.Bulk, Op: opSums, Head: m.append(nil), Data: appendSums(nil, digests(own)), Want: peer.MaxData}
-	defer c.Release()
 	if err := s.r.wait(ctx, s.from, c); err != nil {
 		return object.Info{}, nil, err
 	}
+	defer c.Release()
 	s.count(len(c.Data) + len(c.ReplyData))
 	d := decoder{b: c.ReplyHead}
 	info := d.info(s.route.group)
