@@ -75,12 +75,10 @@ func (c *call) run(r *route) error {
 	return r.serves(c)
 }
 
-// fail answers with an error, if nothing was answered yet.
+// fail answers with an error, if nothing was answered yet. A client that has gone, as it seems, may only have said that it
+// sends nothing more: without an answer net/http would say that all is well.
 func (c *call) fail(err error) {
-	if c.r.Context().Err() != nil {
-		return // the client has gone
-	}
-	if e := errorOf(err); e.Kind == api.KindInternal {
+	if e := errorOf(err); e.Kind == api.KindInternal && c.r.Context().Err() == nil {
 		c.s.log.Error("admin call failed", "call", c.r.Method+" "+c.r.URL.Path, "error", err)
 	}
 	if c.w.status != 0 {

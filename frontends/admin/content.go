@@ -53,7 +53,11 @@ func (c *call) write() (any, error) {
 	body := c.upload()
 	defer body.end()
 	f := &inflow{flow: flow{vol: vol}}
-	_, err = f.copyIn(io.LimitReader(until(ctx, body), room), off, -1)
+	broken := &brokenReader{r: until(ctx, body)}
+	_, err = f.copyIn(io.LimitReader(broken, room), off, -1)
+	if err == nil {
+		err = broken.err // which may be io.ErrUnexpectedEOF: no end of the content
+	}
 	if err == nil {
 		err = atEnd(body, c.name(), vol.Size())
 	}
@@ -172,12 +176,7 @@ func (c *call) load() (any, error) {
 		}
 	}
 	if err := i.run(ctx); err != nil {
-		err = c.uploadError(ctx, "import", err)
-		if create {
-			// Half a volume is of use to nobody.
-			err = errors.Join(err, c.s.cfg.Volumes.Delete(context.WithoutCancel(ctx), c.name(), ""))
-		}
-		return nil, err
+		return nil, errors.Join(c.uploadError(ctx, "import", err), i.undo(context.WithoutCancel(ctx)))
 	}
 	v, err := c.s.cfg.Volumes.Info(ctx, c.name(), "")
 	if err != nil {

@@ -3,7 +3,9 @@ package admin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"slices"
 
 	"sheepdog/frontends/admin/api"
 	"sheepdog/vdi"
@@ -15,6 +17,7 @@ type importer struct {
 	c    *call
 	in   *api.ExtentReader
 	grow bool
+	made *vdi.Info // the VDI that it made; nil: it was there
 
 	flow         *inflow
 	bytes, zeros int64
@@ -40,9 +43,43 @@ func (i *importer) create(ctx context.Context) error {
 		return refuse(api.KindInvalid, "%d copies are too many", copies)
 	}
 	i.grow = i.in.Size() == api.UnknownSize
-	_, err = i.c.s.cfg.Volumes.Create(ctx, vdi.CreateOptions{
+	made, err := i.c.s.cfg.Volumes.Create(ctx, vdi.CreateOptions{
 		Name: i.c.name(), Size: max(i.in.Size(), 0), ObjectSizeShift: shift, Copies: int(copies),
 	})
+	i.made = &made
+	return err
+}
+
+// still fails if the VDI of that name is not the one that was made any more: somebody may have deleted that through another
+// node, and made another one.
+func (i *importer) still(ctx context.Context) error {
+	if i.made == nil {
+		return nil
+	}
+	list, err := i.c.s.cfg.Volumes.List(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(list, func(v vdi.Info) bool {
+		return !v.Snapshot && v.Name == i.made.Name && v.Created.Equal(i.made.Created)
+	}) {
+		return fmt.Errorf("%q was deleted meanwhile: %w", i.made.Name, vdi.ErrNotFound)
+	}
+	return nil
+}
+
+// undo deletes the VDI that was made: half a volume is of use to nobody.
+func (i *importer) undo(ctx context.Context) error {
+	if i.made == nil {
+		return nil
+	}
+	err := i.still(ctx)
+	if err == nil {
+		err = i.c.s.cfg.Volumes.Delete(ctx, i.made.Name, "")
+	}
+	if errors.Is(err, vdi.ErrNotFound) {
+		return nil // somebody else has done that
+	}
 	return err
 }
 
@@ -69,6 +106,9 @@ func (i *importer) open(ctx context.Context) error {
 		return err
 	}
 	i.flow = &inflow{flow: flow{vol: vol}}
+	if err := i.still(ctx); err != nil { // asked when it is open: it is not deleted through this node any more
+		return errors.Join(err, vol.Close())
+	}
 	if !i.grow && i.in.Size() > vol.Size() {
 		return errors.Join(beyond(i.c.name(), vol.Size(), 0, i.in.Size()), vol.Close())
 	}

@@ -113,7 +113,7 @@ func (d *download) end(err error) error {
 		return d.rc.SetWriteDeadline(time.Time{})
 	}
 	if d.c.r.Context().Err() != nil {
-		return err // nobody is there any more
+		panic(http.ErrAbortHandler) // nobody is there any more, or who is shall not take it for the whole
 	}
 	d.c.s.log.Warn("download failed after its beginning", "call", d.c.r.URL.Path, "error", err)
 	if !d.trailers {
