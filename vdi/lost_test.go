@@ -125,6 +125,25 @@ func TestLossIsToldByNextFlush(t *testing.T) {
 	}
 }
 
+// A gateway tells its client also if others have given the VDI another vid meanwhile.
+func TestLossIsToldUnderAnotherVID(t *testing.T) {
+	for _, writes := range []bool{false, true} {
+		c := vditest.NewCluster(t, 1)
+		a, b := c.Gateway("a"), c.Gateway("b")
+		v := create(t, a.Service, "v", 4<<20)
+		write(t, v, 0, 4096, 'n')
+		c.Objects.Restart(luck, 0)
+		b.CatchUp()
+		must[vdi.Info](t)(b.Snapshot(ctx, "v", "base"))
+		if writes {
+			write(t, v, 1<<20, 4096, 'w')
+		}
+		if err := v.Flush(ctx); !errors.Is(err, vdi.ErrIO) {
+			t.Errorf("written in between: %v, flush: %v, want a %v", writes, err, vdi.ErrIO)
+		}
+	}
+}
+
 // A client that goes on through another gateway, or the same one anew, when its own was killed finds what it had written, and its flush
 // makes that durable: an initiator with several paths flushes through one what it has written through another.
 func TestFlushCoversWhatGoneGatewayWrote(t *testing.T) {

@@ -171,6 +171,11 @@ func (c *core) ask(ctx context.Context, hold time.Duration) error {
 		v = *res.VDI
 		c.held = c.held || hold >= adminHold
 	}
+	if v.VID != m.vid() { // nobody flushes by the former vid any more: what is lost there would not be told
+		if err := c.sync(ctx, m); err != nil && !errors.Is(err, object.ErrLost) {
+			return err
+		}
+	}
 	done, _ := c.s.taken.Load(v.Ref)
 	kept := v.Ref == m.ref && m.under == v.Generation && done == v.Generation && !m.table.lost.Load()
 	if kept {
