@@ -85,6 +85,7 @@ func (s *Service) removeCopy(ctx context.Context, x catalog.VDI) error {
 	if err := s.fence(ctx, x); err != nil {
 		return s.unlessTaken(x, err)
 	}
+	since := s.lostIn(x.Policy)
 	// None of the family gets objects there: it is not moved there as long as x is what it is.
 	elsewhere := map[object.VID]bool{}
 	for _, v := range s.cfg.Catalog.Family(x.Family) {
@@ -116,7 +117,7 @@ func (s *Service) removeCopy(ctx context.Context, x catalog.VDI) error {
 		err = remove(batch)
 	}
 	if err == nil {
-		err = s.syncAll(ctx, x.Policy)
+		err = s.syncSince(ctx, x.Policy, since)
 	}
 	if err == nil {
 		err = s.freeVIDs(ctx, []catalog.Ref{x.Ref}, x.Generation)

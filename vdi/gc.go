@@ -540,8 +540,8 @@ func (s *Service) collected(ctx context.Context, live, dead []*member, held []ca
 const collectBatch = 256
 
 // freeVIDs frees deleted vids that have nothing left; the generation is that of a removal. Nobody flushes them
-// any more: so they are here, or the node would remember for ever who holds what it removed. If a power cut may have
-// brought that back, they are not free.
+// any more: so they are here, or the node would remember for ever who holds what it removed. That what it removed since
+// it looked is durable, the caller knows; what is lost otherwise was wanted by nobody.
 func (s *Service) freeVIDs(ctx context.Context, list []catalog.Ref, removal uint64) error {
 	for part := range slices.Chunk(list, collectBatch) {
 		if err := s.syncEach(part); err != nil {
@@ -554,7 +554,7 @@ func (s *Service) freeVIDs(ctx context.Context, list []catalog.Ref, removal uint
 	return nil
 }
 
-// syncEach makes durable what this node has completed for each of these vids.
+// syncEach makes durable what this node has completed for each of these vids, but for what is lost.
 func (s *Service) syncEach(list []catalog.Ref) (err error) {
 	requests := make([]object.Request, len(list))
 	var wg sync.WaitGroup
@@ -567,7 +567,9 @@ func (s *Service) syncEach(list []catalog.Ref) (err error) {
 	s.cfg.Objects.Kick()
 	wg.Wait()
 	for i := range requests {
-		err = cmp.Or(err, requests[i].Err)
+		if e := requests[i].Err; !errors.Is(e, object.ErrLost) {
+			err = cmp.Or(err, e)
+		}
 	}
 	return err
 }
