@@ -30,6 +30,7 @@ type disk struct {
 	changed   map[string][]bool           // by tag: blocks written since
 	fail      map[vdi.Op]error            // injected
 	hold      chan struct{}               // if not nil, requests complete only when it is closed
+	taken     chan struct{}               // if not nil, another node owns the disk until it is closed
 	kicks     atomic.Int64                // calls of Kick
 	durable   atomic.Int64                // flushes and FUA requests
 	seen      []vdi.Request               // submitted, without data
@@ -172,13 +173,24 @@ func (h *handle) Submit(r *vdi.Request) {
 	seen := *r
 	seen.Data, seen.Done = nil, nil
 	h.seen = append(h.seen, seen)
-	hold, delay := h.hold, h.delay
+	hold, delay, taken := h.hold, h.delay, h.taken
 	h.mu.Unlock()
 	finish := func() {
 		r.Err = h.do(r)
 		r.Done(r)
 	}
 	switch {
+	case taken != nil && r.Op != vdi.OpRead:
+		go func() {
+			<-taken
+			if r.Check != nil {
+				if r.Err = r.Check(r); r.Err != nil {
+					r.Done(r)
+					return
+				}
+			}
+			finish()
+		}()
 	case hold != nil:
 		go func() {
 			<-hold

@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"sync"
 
@@ -34,7 +35,7 @@ type op struct {
 
 var ops = sync.Pool{New: func() any {
 	o := new(op)
-	o.req.Done = o.done // once: a method value is an allocation
+	o.req.Done, o.req.Check = o.done, o.still // once: a method value is an allocation
 	return o
 }}
 
@@ -213,6 +214,15 @@ func (o *op) fail(errno wire.Errno, text string) {
 	o.reply = append(o.reply[:0], o.s.headers.AppendErrorReply(o.head[:0], o.wire.Cookie, o.wire.Offset, errno, text))
 }
 
+// still is asked when this node has become the volume's owner for the request's sake. A client that has left may have sent
+// it again on another connection, or through another node, and others after it: then it is of the past. It is Check of requests.
+func (o *op) still(*vdi.Request) error {
+	if err := o.s.ctx.Err(); err != nil {
+		return fmt.Errorf("client has left: %w", err)
+	}
+	return nil
+}
+
 // zeros is what long runs of zeros are compared with.
 var zeros [64 << 10]byte
 
@@ -354,7 +364,7 @@ func (s *session) goSlow(o *op, run func(*op, context.Context) error) error {
 // zeroPieces carries out a long trim or write-zeroes.
 func (o *op) zeroPieces(ctx context.Context) error {
 	completed := make(chan error, 1)
-	piece := vdi.Request{Op: commands[o.wire.Type].op, Flags: flagsOf(&o.wire), Done: func(r *vdi.Request) { completed <- r.Err }}
+	piece := vdi.Request{Op: commands[o.wire.Type].op, Flags: flagsOf(&o.wire), Check: o.req.Check, Done: func(r *vdi.Request) { completed <- r.Err }}
 	end := int64(o.wire.Offset + o.wire.Length)
 	for off := int64(o.wire.Offset); off < end; off += piece.Len {
 		if err := ctx.Err(); err != nil {

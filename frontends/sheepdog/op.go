@@ -2,6 +2,7 @@ package sheepdog
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 
 	"sheepdog/frontends/internal/stream"
@@ -40,7 +41,7 @@ type op struct {
 
 var ops = sync.Pool{New: func() any {
 	o := new(op)
-	o.req.Done = o.done // once: a method value is an allocation
+	o.req.Done, o.req.Check = o.done, o.still // once: a method value is an allocation
 	return o
 }}
 
@@ -154,6 +155,15 @@ func (o *op) answer(put func(head []byte)) {
 	o.pieces[0] = o.head[:]
 	o.reply = o.pieces[:1]
 	o.s.stream.Put(o)
+}
+
+// still is asked when this node has become the volume's owner for the request's sake. A client that has left has sent it
+// again on another connection, and others after it: then it is of the past. It is Check of requests.
+func (o *op) still(*vdi.Request) error {
+	if err := o.s.ctx.Err(); err != nil {
+		return fmt.Errorf("client has left: %w", err)
+	}
+	return nil
 }
 
 // done is the completion of req, on any goroutine.
