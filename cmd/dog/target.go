@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"syscall"
 )
 
 // target is a file that is being written. Until commit, a file that was there is as it
@@ -103,20 +105,45 @@ func (t *target) commit(size int64) (err error) {
 		err = t.file.Truncate(size)
 	}
 	if err == nil {
-		if err = t.file.Sync(); err != nil && t.temp == "" {
-			err = nil // pipes and some devices cannot
+		if err = t.file.Sync(); t.temp == "" && cannotSync(err) {
+			err = nil
 		}
 	}
 	if err == nil && t.temp != "" {
 		err = t.file.Chmod(0o666 &^ umask())
 	}
 	if err = errors.Join(err, t.file.Close()); err == nil && t.temp != "" {
-		err = os.Rename(t.temp, t.name)
+		err = rename(t.temp, t.name)
 	}
 	if err != nil {
 		return fmt.Errorf("finish %s: %w", t.name, err)
 	}
 	t.temp = ""
+	return nil
+}
+
+// cannotSync reports whether that is how pipes and some devices say that they have nothing to make durable; any other failure is
+// one of the content.
+func cannotSync(err error) bool {
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EROFS)
+}
+
+// rename gives a file its name, durably.
+func rename(from, to string) error {
+	if runtime.GOOS == "windows" { // whose directories cannot be synced
+		return os.Rename(from, to)
+	}
+	dir, err := os.Open(filepath.Dir(to))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	if err := dir.Sync(); err != nil && !cannotSync(err) {
+		return err
+	}
 	return nil
 }
 
