@@ -44,4 +44,10 @@
 //
 // Reads and changes are answered only while the node's lease is valid and the epoch is
 // the one they were done in (INV-R5); otherwise they wait, and reads are done again.
+//
+// # Waiting
+//
+// Who waits for the lease, for members or for his turn is refused after Options.Patience, and asks again: he may
+// have somebody who shall not wait for ever. A change that some have made and others do not answer for is given up then, too,
+// with a new epoch: before that nothing else begins, no mark covers it, and it counts as being under way (Op.Open).
 package replica

@@ -7,8 +7,8 @@ import (
 	"sheepdog/cluster/internal/replica"
 )
 
-// What nobody can carry out or answer for long is refused, so that who asked for it may give it up. What some have made is not,
-// and keeps off what comes behind it.
+// What nobody can carry out or answer for long is refused, so that who asked for it may give it up. Of what some have made nothing is
+// seen before a new epoch.
 func TestLateOpsAreRefused(t *testing.T) {
 	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
 	const patience = 6000
@@ -94,6 +94,32 @@ func TestLateOpsAreRefused(t *testing.T) {
 	p.Submit(2+patience, 1, d)
 	if applied := expect("what comes then", p); len(applied) > 0 {
 		t.Error("what is on one of two is read")
+	}
+	p.Acked(3+patience, a, 1, other, replica.ErrRetry)
+	p.Tick(4 + patience) // it is not sent again yet, and nothing uses it
+	effects := p.Effects()
+	if len(effects) != 2 || effects[0].Kind != replica.Renew || effects[1].Op != a || !errors.Is(a.Err, replica.ErrRetry) || !a.Open {
+		t.Fatalf("a change that is on one of two ends with %+v", effects)
+	}
+	e := write()
+	e.Off = 8192
+	p.Submit(4+patience, 1, e)
+	p.Tick(100 + patience)
+	if applied := expect("after it", p); len(applied) > 0 {
+		t.Error("something begins before it is decided what became of a change")
+	}
+	if m := p.Mark(); m.Seq > 0 {
+		t.Errorf("everything up to %+v is said to be on all members", m)
+	}
+	p.SetView(101+patience, replica.View{Epoch: 2, ISR: []replica.Peer{self, other}, MinInSync: 1})
+	expect("what waited", p, d, e)
+	p.Surveyed(102+patience, other, 2, replica.Report{}, nil)
+	if effects = p.Effects(); len(effects) != 1 || effects[0].Kind != replica.Repair || effects[0].ID != 1 {
+		t.Fatalf("the next epoch makes members equal by %+v", effects)
+	}
+	p.Repaired(103+patience, nil, other, 1, 2, nil)
+	if m := p.Mark(); !p.Serving() || m != (replica.Mark{Epoch: 2}) {
+		t.Errorf("then everything up to %+v is on all members", m)
 	}
 
 	// All have made a change, and there is no lease to say so.

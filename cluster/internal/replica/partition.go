@@ -24,9 +24,10 @@ type Partition struct {
 	told     Mark   // the members know of
 	mark     Mark   // everything up to it is in the store here
 	recent   map[object.ID]object.Version
-	trimmed  int  // length of recent after it was last trimmed
-	unleased bool // an op is ready, but there was no lease
-	failed   bool // this node's own store; it asks to be expelled
+	trimmed  int    // length of recent after it was last trimmed
+	gaveUp   uint64 // sequence number of the first change that was given up before all had made it; 0: none
+	unleased bool   // an op is ready, but there was no lease
+	failed   bool   // this node's own store; it asks to be expelled
 
 	tight    []Peer // members and learners without space, this node included; see space.go
 	renewing bool   // a new epoch is wanted, and nothing begins before
@@ -156,7 +157,7 @@ func (p *Partition) SetView(now Time, v View) {
 	p.role = p.roleIn(v)
 	p.earlier += p.applying
 	p.applying, p.seq, p.told, p.failed, p.unleased, p.holders = 0, 0, Mark{}, false, false, nil
-	p.renewing, p.purgeAt = false, 0
+	p.renewing, p.purgeAt, p.gaveUp = false, 0, 0
 	p.tight = slices.DeleteFunc(p.tight, func(m Peer) bool { return !v.has(m) })
 	p.received, p.repaired, p.served, p.floor, p.session, p.sessions = nil, nil, false, 0, 0, 0
 	p.peers, p.formers = p.peers[:0], p.formers[:0]

@@ -10,7 +10,7 @@ import (
 // Submit starts an op that a gateway has addressed to the primary of an epoch. A gateway
 // may address it to another epoch once this one has ended or ErrRetry is the outcome.
 func (p *Partition) Submit(now Time, epoch state.Epoch, op *Op) {
-	op.Err, op.list, op.learner, op.refs, op.began = nil, nil, nil, 0, now
+	op.Err, op.Open, op.list, op.learner, op.refs, op.began = nil, false, nil, nil, 0, now
 	if epoch > p.view.Epoch && !p.closed {
 		p.wait(epoch, func(now Time) { p.Submit(now, epoch, op) }, func() { p.end(op, ErrRetry) })
 		return
@@ -105,6 +105,9 @@ func (p *Partition) committed() Mark {
 	m := Mark{Epoch: uint64(p.view.Epoch), Seq: p.seq}
 	if p.sequenced.front != nil {
 		m.Seq = p.sequenced.front.version.Seq - 1
+	}
+	if p.gaveUp != 0 {
+		m.Seq = min(m.Seq, p.gaveUp-1)
 	}
 	return m
 }
@@ -315,8 +318,9 @@ func (p *Partition) Tick(now Time) {
 }
 
 // refuseLate refuses what has waited for long: who asked for it may have somebody who shall not wait for ever, and only he
-// can tell. A change that all have made, but that there was no lease to answer, is among it; one that some
-// have not made is not, for what comes behind it must not be seen before it is certain what became of it.
+// can tell. A change that all have made, but that there was no lease to answer, is among it. Of one that some
+// have not made nobody may see anything before it is certain what becomes of it: so nothing begins then before a new epoch, which
+// makes all equal.
 func (p *Partition) refuseLate(now Time) {
 	late := func(op *Op) bool { return op.learner == nil && now >= op.began+Time(p.opt.Patience) }
 	if !p.held.any(late) && !p.sequenced.any(late) {
@@ -325,13 +329,21 @@ func (p *Partition) refuseLate(now Time) {
 	var list []*Op
 	for _, q := range p.queues() {
 		for op := q.first; op != nil; op = op.next {
-			if op.state != opRunning && late(op) {
+			if late(op) {
 				list = append(list, op)
 			}
 		}
 	}
 	for _, op := range list {
-		if op.state != opRunning { // it may have its turn by now
+		switch {
+		case op.state != opRunning:
+			p.finish(now, op, ErrRetry)
+		case !op.Read && op.refs == 0:
+			p.renew(now)
+			if p.gaveUp == 0 || op.version.Seq < p.gaveUp {
+				p.gaveUp = op.version.Seq
+			}
+			op.Open = true
 			p.finish(now, op, ErrRetry)
 		}
 	}

@@ -47,7 +47,7 @@ type Options struct {
 	// connection was lost, and before a proposal is repeated.
 	Resend time.Duration
 	// Patience is how long an op waits for its turn, the lease or members before it is refused with ErrRetry: for how long
-	// it is asked again is for who wants it to decide. One that is being carried out waits for members, or for a new epoch.
+	// it is asked again is for who wants it to decide.
 	Patience time.Duration
 }
 
@@ -67,6 +67,8 @@ type Op struct {
 
 	// Err is the outcome: valid in Answer. See ErrRetry.
 	Err error
+	// Open, with ErrRetry: what becomes of the change is decided by the next epoch.
+	Open bool
 
 	Owner any // the caller's
 

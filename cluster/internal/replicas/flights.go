@@ -18,6 +18,8 @@ type flight struct {
 	generation uint64
 }
 
+func (t *Task) flight() flight { return flight{t.Volume, t.Generation} }
+
 // landing waits for the changes of older generations.
 type landing struct {
 	before flight
@@ -29,14 +31,13 @@ func (f *flights) began(t *Task) {
 	if f.count == nil {
 		f.count = map[flight]int{}
 	}
-	f.count[flight{t.Volume, t.Generation}]++
+	f.count[t.flight()]++
 	f.mu.Unlock()
 }
 
-func (f *flights) ended(t *Task) {
+func (f *flights) ended(k flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	k := flight{t.Volume, t.Generation}
 	if f.count[k]--; f.count[k] > 0 {
 		return
 	}

@@ -23,10 +23,11 @@ type part struct {
 	p       *replica.Partition // nil: it is not known yet what is in the store
 	first   *replica.View      // when the part was made
 	loading bool
-	unknown bool    // it was closed before it was known what is in the store
-	marked  bool    // there was a mark at the start, and it was in sync then, perhaps with nothing
-	waiting []event // until then
-	unsent  bool    // something was submitted and not kicked
+	unknown bool     // it was closed before it was known what is in the store
+	marked  bool     // there was a mark at the start, and it was in sync then, perhaps with nothing
+	waiting []event  // until then
+	unsent  bool     // something was submitted and not kicked
+	open    []flight // changes that were given up, as long as nothing has decided what becomes of them
 
 	underway int  // repairs of learners, as counted in Replicas.repairs
 	brought  bool // something was, since a learner made things durable last
@@ -169,7 +170,10 @@ func (p *part) event(e *event) {
 	p.p.SetLease(now, replica.Time(r.lease.Load()))
 	switch e.kind {
 	case evView:
-		p.p.SetView(now, *e.view)
+		was := p.p.Epoch()
+		if p.p.SetView(now, *e.view); p.p.Epoch() > was {
+			p.closeOpen()
+		}
 		p.leaveDisk()
 	case evLeave:
 		p.leaveDisk()
@@ -213,7 +217,16 @@ func (p *part) event(e *event) {
 		p.p.Current()
 	case evClose:
 		p.p.Close()
+		p.closeOpen()
 	}
+}
+
+// closeOpen says that what was given up is under way no more.
+func (p *part) closeOpen() {
+	for _, k := range p.open {
+		p.r.flights.ended(k)
+	}
+	p.open = nil
 }
 
 // leaveDisk gives the partition another disk if its own is out of service, or to be taken out, and

@@ -98,7 +98,7 @@ func (r *Replicas) Submit(t *Task) {
 	case t.counts():
 		r.flights.began(t)
 		if err = r.cfg.Fence(t.Volume, t.Generation); err != nil {
-			r.flights.ended(t)
+			r.flights.ended(t.flight())
 		}
 	case t.Generation != 0 && t.Volume != 0:
 		err = r.cfg.Fence(t.Volume, t.Generation)
@@ -252,8 +252,12 @@ func (t *Task) counts() bool { return t.Volume != 0 && t.Verb.Changes() }
 // finish gives the task back.
 func (t *Task) finish(holders []replica.Peer) {
 	r := t.part.r
-	if t.counts() {
-		r.flights.ended(t)
+	switch {
+	case !t.counts():
+	case t.op.Open:
+		t.part.open = append(t.part.open, t.flight())
+	default:
+		r.flights.ended(t.flight())
 	}
 	if t.Verb < VerbCompare {
 		r.waiting.Add(-1)
