@@ -25,19 +25,59 @@ type syncing struct {
 	retryAt replica.Time
 }
 
-// hold notes the holders of what was answered.
-func (g *Gateway) hold(h holding) { g.volumes[h.volume] = with(g.volumes[h.volume], h) }
+// holdings are who holds what. There is one for each partition of a volume, however many epochs there were, unless
+// its last member has restarted between two: what was before is lost, and what came later is not.
+type holdings struct {
+	list []holding
+	last map[place]int // in list: the one of the latest epoch
+}
 
-// with adds to a list who holds something, with one holding for each epoch of a partition.
-func with(list []holding, h holding) []holding {
-	for i := range list {
-		if list[i].volume == h.volume && list[i].group == h.group && list[i].epoch == h.epoch {
-			list[i].peers = union(list[i].peers, h.peers)
-			return list
+type place struct {
+	volume object.VID
+	group  object.Group
+}
+
+// add adds a holding, of a partition of which v is known.
+func (s *holdings) add(h holding, v *View) {
+	key := place{h.volume, h.group}
+	i, ok := s.last[key]
+	if ok {
+		o := &s.list[i]
+		switch {
+		case o.epoch == h.epoch:
+			o.peers = union(o.peers, h.peers)
+			return
+		case o.epoch < h.epoch && v.Restarted <= o.epoch:
+			o.peers, o.epoch = union(v.stay(o.peers), h.peers), h.epoch
+			return
+		case o.epoch > h.epoch && v.Restarted <= h.epoch:
+			o.peers = union(o.peers, v.stay(slices.Clone(h.peers)))
+			return
 		}
 	}
+	if s.last == nil {
+		s.last = map[place]int{}
+	}
+	if !ok || s.list[i].epoch < h.epoch {
+		s.last[key] = len(s.list)
+	}
 	h.peers = slices.Clone(h.peers)
-	return append(list, h)
+	s.list = append(s.list, h)
+}
+
+// stay leaves those of the holders in an earlier epoch that have to make it durable still. It changes the list.
+func (v *View) stay(peers []replica.Peer) []replica.Peer {
+	return slices.DeleteFunc(peers, func(m replica.Peer) bool { return !slices.Contains(v.ISR, m) })
+}
+
+// hold notes the holders of what was answered.
+func (g *Gateway) hold(h holding) {
+	s := g.volumes[h.volume]
+	if s == nil {
+		s = new(holdings)
+		g.volumes[h.volume] = s
+	}
+	s.add(h, &g.part(h.group).view)
 }
 
 func union(a, b []replica.Peer) []replica.Peer {
@@ -52,27 +92,29 @@ func union(a, b []replica.Peer) []replica.Peer {
 // Flush starts a flush: of all changes of the volume that were answered before. What other
 // flushes wait for is waited for too, for this one promises the same.
 func (g *Gateway) Flush(now replica.Time, f *Flush) {
-	f.Err, f.began, f.left = nil, now, nil
+	f.Err, f.began, f.left = nil, now, holdings{}
 	if f.All {
 		for _, v := range slices.Sorted(maps.Keys(g.volumes)) {
-			f.left = append(f.left, g.volumes[v]...)
+			for _, h := range g.volumes[v].list {
+				f.left.add(h, &g.part(h.group).view)
+			}
 		}
 		clear(g.volumes)
-	} else {
-		f.left = g.volumes[f.Volume]
+	} else if s := g.volumes[f.Volume]; s != nil {
+		f.left = *s
 		delete(g.volumes, f.Volume)
 	}
-	own := holders(f.left)
+	own := holders(f.left.list)
 	for _, o := range g.flushes {
-		for _, h := range o.left {
+		for _, h := range o.left.list {
 			if (f.All || h.volume == f.Volume) && len(h.peers) > 0 {
-				f.left = with(f.left, h)
+				f.left.add(h, &g.part(h.group).view)
 			}
 		}
 	}
 	earlier := slices.Clone(g.flushes)
 	g.flushes = append(g.flushes, f)
-	for _, m := range holders(f.left) {
+	for _, m := range holders(f.left.list) {
 		g.sync(m, f, earlier, !slices.Contains(own, m))
 	}
 	g.progress(now)
@@ -133,25 +175,25 @@ func (g *Gateway) resync(m replica.Peer, s *syncing) {
 
 // durable notes that a node has made durable what the flush covers.
 func (f *Flush) durable(m replica.Peer) {
-	for i := range f.left {
-		f.left[i].peers = slices.DeleteFunc(f.left[i].peers, func(p replica.Peer) bool { return p == m })
+	for i := range f.left.list {
+		f.left.list[i].peers = slices.DeleteFunc(f.left.list[i].peers, func(p replica.Peer) bool { return p == m })
 	}
 }
 
 func (f *Flush) needs(m replica.Peer) bool {
-	return slices.ContainsFunc(f.left, func(h holding) bool { return slices.Contains(h.peers, m) })
+	return slices.ContainsFunc(f.left.list, func(h holding) bool { return slices.Contains(h.peers, m) })
 }
 
 // progress ends the flushes that have nothing to wait for any more.
 func (g *Gateway) progress(now replica.Time) {
 	for _, f := range slices.Clone(g.flushes) {
 		var err error
-		for i := range f.left {
-			if e := g.review(&f.left[i]); e != nil {
+		for i := range f.left.list {
+			if e := g.review(&f.left.list[i]); e != nil {
 				err = e
 			}
 		}
-		left := slices.ContainsFunc(f.left, func(h holding) bool { return len(h.peers) > 0 })
+		left := slices.ContainsFunc(f.left.list, func(h holding) bool { return len(h.peers) > 0 })
 		switch {
 		case err != nil:
 			g.keep(f)
@@ -160,7 +202,7 @@ func (g *Gateway) progress(now replica.Time) {
 			g.flushed(f, nil)
 		case now >= f.began+replica.Time(g.opt.Timeout):
 			g.keep(f)
-			g.flushed(f, fmt.Errorf("%w: not every node that holds data of volume %s has made it durable in time", object.ErrUnavailable, f.left[0].volume))
+			g.flushed(f, fmt.Errorf("%w: not every node that holds data of volume %s has made it durable in time", object.ErrUnavailable, f.left.list[0].volume))
 		}
 	}
 }
@@ -173,14 +215,14 @@ func (g *Gateway) review(h *holding) error {
 		return fmt.Errorf("%w: the last member of partition %s has restarted: what was written before may be lost", object.ErrLost, h.group)
 	}
 	if v.Epoch > h.epoch {
-		h.peers = slices.DeleteFunc(h.peers, func(m replica.Peer) bool { return !slices.Contains(v.ISR, m) })
+		h.peers = v.stay(h.peers)
 	}
 	return nil
 }
 
 // keep lets the next flush cover what this one has not.
 func (g *Gateway) keep(f *Flush) {
-	for _, h := range f.left {
+	for _, h := range f.left.list {
 		if len(h.peers) > 0 {
 			g.hold(h)
 		}
@@ -189,7 +231,7 @@ func (g *Gateway) keep(f *Flush) {
 
 func (g *Gateway) flushed(f *Flush, err error) {
 	g.flushes = slices.DeleteFunc(g.flushes, func(o *Flush) bool { return o == f })
-	f.Err, f.left = err, nil
+	f.Err, f.left = err, holdings{}
 	g.emit(Effect{Kind: Flushed, Flush: f})
 }
 

@@ -63,7 +63,7 @@ type Flush struct {
 	Owner any // the caller's
 
 	began replica.Time
-	left  []holding
+	left  holdings
 }
 
 // EffectKind says what the caller shall do.
@@ -96,7 +96,7 @@ type Effect struct {
 type Gateway struct {
 	opt     Options
 	parts   map[object.Group]*partition
-	volumes map[object.VID][]holding
+	volumes map[object.VID]*holdings
 	objects map[objectKey]*queue
 	flushes []*Flush
 	open    int // requests that were submitted and not given back
@@ -118,7 +118,7 @@ type partition struct {
 // New returns a gateway that knows of no partition yet.
 func New(o Options) *Gateway {
 	return &Gateway{
-		opt: o, parts: map[object.Group]*partition{}, volumes: map[object.VID][]holding{},
+		opt: o, parts: map[object.Group]*partition{}, volumes: map[object.VID]*holdings{},
 		objects: map[objectKey]*queue{}, syncs: map[replica.Peer]*syncing{},
 	}
 }

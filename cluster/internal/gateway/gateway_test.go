@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sheepdog/cluster/internal/replica"
+	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
 )
 
@@ -223,8 +224,8 @@ func TestFlush(t *testing.T) {
 			g.Flush(0, &Flush{Volume: 3})
 		}
 		for _, f := range g.flushes {
-			if len(f.left) != 1 {
-				t.Fatalf("a flush waits for %d things", len(f.left))
+			if len(f.left.list) != 1 {
+				t.Fatalf("a flush waits for %d things", len(f.left.list))
 			}
 		}
 	})
@@ -259,6 +260,74 @@ func TestFlush(t *testing.T) {
 		g.Flush(11*second, f)
 		expect(t, g, "sync 2") // what was not durable then is not forgotten
 		g.Synced(11*second, n2, nil)
+		expect(t, g, "flushed <nil>")
+	})
+	// answered has a write answered in the present epoch, by some holders.
+	answered := func(g *Gateway, holders ...replica.Peer) {
+		a := write(0, 1)
+		g.Submit(0, a)
+		g.Answered(0, a, holders, nil)
+		happened(g)
+	}
+	held := func(g *Gateway) int { return len(g.volumes[3].list) }
+	t.Run("epochs do not pile up", func(t *testing.T) {
+		g := newGateway()
+		answered(g, n1, n2)
+		for epoch := state.Epoch(2); epoch < 100; epoch++ {
+			isr := []replica.Peer{n1, n3}
+			if epoch == 50 {
+				isr = []replica.Peer{n1}
+			}
+			g.SetView(0, group, View{Epoch: epoch, ISR: isr})
+			answered(g, isr...)
+		}
+		answered(g, n1, n3, n2) // which learns again
+		if held(g) != 1 {
+			t.Errorf("%d things are held", held(g))
+		}
+		g.Flush(0, &Flush{Volume: 3})
+		expect(t, g, "sync 1; sync 3; sync 2")
+		g.Synced(0, n1, nil)
+		g.Synced(0, n2, nil)
+		expect(t, g, "")
+		g.Synced(0, n3, nil)
+		expect(t, g, "flushed <nil>")
+	})
+	t.Run("an answer of an earlier epoch comes late", func(t *testing.T) {
+		g := newGateway()
+		a := write(5, 1)
+		g.Submit(0, a)
+		g.SetView(0, group, View{Epoch: 2, ISR: []replica.Peer{n1, n3}})
+		answered(g, n3)
+		g.Answered(0, a, []replica.Peer{n1, n2}, nil)
+		happened(g)
+		if held(g) != 1 {
+			t.Errorf("%d things are held", held(g))
+		}
+		g.Flush(0, &Flush{Volume: 3})
+		expect(t, g, "sync 3; sync 1")
+	})
+	t.Run("what came after a restart is not lost with what was before", func(t *testing.T) {
+		g := newGateway()
+		a := write(5, 1)
+		g.Submit(0, a)
+		answered(g, n1)
+		n1again := replica.Peer{Node: 1, Incarnation: 2}
+		g.SetView(0, group, View{Epoch: 3, ISR: []replica.Peer{n1again}, Restarted: 2})
+		answered(g, n1again)
+		g.SetView(0, group, View{Epoch: 4, ISR: []replica.Peer{n1again, n2}, Restarted: 2})
+		answered(g, n1again, n2)
+		g.Answered(0, a, []replica.Peer{n1}, nil) // of before, which is not known yet here
+		happened(g)
+		g.Flush(0, &Flush{Volume: 3})
+		expect(t, g, "sync 1; sync 1; sync 2; flushed disk failed")
+		g.Flush(0, &Flush{Volume: 3})
+		expect(t, g, "")
+		g.Synced(0, n1again, nil)
+		g.Synced(0, n2, nil)
+		expect(t, g, "sync 1; sync 2")
+		g.Synced(0, n1again, nil)
+		g.Synced(0, n2, nil)
 		expect(t, g, "flushed <nil>")
 	})
 	t.Run("durable changes need none", func(t *testing.T) {
