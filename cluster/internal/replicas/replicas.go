@@ -66,6 +66,7 @@ type Config struct {
 	AckTimeout     time.Duration // see replica.Options; default 3 s
 	LearnerTimeout time.Duration // default 1 s
 	Resend         time.Duration // default 50 ms
+	Patience       time.Duration // default twice AckTimeout
 	Repairs        int           // objects that are brought to learners at a time; default 8
 
 	Logger *slog.Logger
@@ -75,6 +76,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.AckTimeout, 3*time.Second)
 	orDefault(&c.LearnerTimeout, time.Second)
 	orDefault(&c.Resend, 50*time.Millisecond)
+	orDefault(&c.Patience, 2*c.AckTimeout)
 	orDefault(&c.Repairs, 8)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -156,7 +158,7 @@ func New(ctx context.Context, cfg Config) (*Replicas, error) {
 		wake: make(chan struct{}, 1), kicks: make(chan struct{}, 1), purging: make(chan struct{}, purgesAtATime),
 	}
 	r.opt = replica.Options{
-		Self: cfg.Self, AckTimeout: cfg.AckTimeout, LearnerTimeout: cfg.LearnerTimeout, Resend: cfg.Resend, Patience: 2 * cfg.AckTimeout,
+		Self: cfg.Self, AckTimeout: cfg.AckTimeout, LearnerTimeout: cfg.LearnerTimeout, Resend: cfg.Resend, Patience: cfg.Patience,
 	}
 	r.pace.phase = time.Duration(r.start.UnixNano()) % pacePeriod
 	r.ctx, r.cancel = context.WithCancel(context.Background())

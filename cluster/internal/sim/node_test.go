@@ -154,7 +154,7 @@ func (l *life) enlist(inc uint64) {
 	l.inc = inc
 	r, err := replicas.New(context.Background(), replicas.Config{
 		Self: n.self(), Store: &slowStore{l}, Peer: l.peer, Propose: l.propose, Fence: l.fenced, Marks: l.kept, KeepMarks: l.keepMarksNow, Logger: slog.New(warnings{w}),
-		AckTimeout: ackTimeout, LearnerTimeout: second / 2, Resend: retryPause,
+		AckTimeout: ackTimeout, LearnerTimeout: second / 2, Resend: retryPause, Patience: w.patience,
 	})
 	if err != nil {
 		w.fail("%s: %v", n.name, err)

@@ -35,6 +35,7 @@ type setup struct {
 	lag     time.Duration // by up to
 
 	lease      time.Duration
+	patience   time.Duration // of primaries
 	contend    time.Duration // between take-overs of a volume, at most
 	marks      time.Duration // between keeping marks, at most
 	checkpoint time.Duration
@@ -165,6 +166,7 @@ func setupOf(seed uint64, about string) (setup, string) {
 	s.lost, s.late, s.delay, s.doubled = 0.02*rng.Float64(), 0.04*rng.Float64(), s.between(rng, 10*ms, 500*ms), 0.04*rng.Float64()
 	s.behind, s.lag = 0.2*rng.Float64(), s.between(rng, 10*ms, second)
 	s.lease = s.between(rng, 300*ms, 2*second)
+	s.patience = []time.Duration{2 * ackTimeout, ackTimeout / 2, 100 * ms}[seed%3] // not drawn: the stories stay the same
 	s.contend = s.between(rng, second, 6*second)
 	s.marks, s.checkpoint, s.scrub = s.between(rng, 100*ms, 2*second), s.between(rng, 300*ms, 4*second), s.between(rng, second, 6*second)
 	s.room = 128<<10 + rng.IntN(1<<20)
@@ -185,7 +187,7 @@ func setupOf(seed uint64, about string) (setup, string) {
 // calm is a setup without faults.
 func calm(seed uint64) setup {
 	return setup{
-		seed: seed, copies: 3, sectors: 40, beat: 8 * ms, flush: 0.02, lease: 2 * second, contend: 4 * second, marks: 2 * second,
+		seed: seed, copies: 3, sectors: 40, beat: 8 * ms, flush: 0.02, lease: 2 * second, patience: 2 * ackTimeout, contend: 4 * second, marks: 2 * second,
 		checkpoint: 2 * second, scrub: time.Hour, delay: 300 * ms, lag: 800 * ms,
 	}
 }
