@@ -17,6 +17,7 @@ import (
 type emptied struct {
 	Store
 	failed, abandoned bool
+	only              bool               // there is no other disk
 	objects           map[object.ID]bool // where the group lives
 }
 
@@ -27,6 +28,9 @@ func (s *emptied) Failed(object.Group) bool                       { return s.fai
 func (s *emptied) Kick()                                          {}
 func (s *emptied) Delete(_ context.Context, k object.Key) error   { delete(s.objects, k.ID); return nil }
 func (s *emptied) Abandon(object.Group) bool {
+	if s.only {
+		return false
+	}
 	s.abandoned, s.objects = true, map[object.ID]bool{}
 	return true
 }
@@ -144,17 +148,27 @@ func TestLearnerLeavesItsDiskBetweenEpochs(t *testing.T) {
 	if len(proposed) != 1 || proposed[0] != want {
 		t.Fatalf("proposed is %+v, not %+v", proposed, want)
 	}
+	// There is no other disk: it is not tried again soon, for every epoch keeps clients waiting.
+	store.only = true
 	view(2)
+	ask(2, 1)
+	r.leaveDisks()
+	r.leaveDisks()
+	if !store.objects[7] || len(proposed) != 1 {
+		t.Fatalf("without another disk there is %v, and proposed is %+v", store.objects, proposed)
+	}
+	store.only = false // some other reason begins the next epoch
+	view(3)
 	if !store.abandoned {
 		t.Fatal("the disk is not left in the next epoch")
 	}
-	if have := ask(2, 1); len(have) > 0 {
+	if have := ask(3, 1); len(have) > 0 {
 		t.Errorf("the primary is told of %v", have)
 	}
-	if err := change(2, 1, 8); err != nil {
+	if err := change(3, 1, 8); err != nil {
 		t.Fatal(err)
 	}
-	if err := sync(2); err != nil || !store.objects[8] {
+	if err := sync(3); err != nil || !store.objects[8] {
 		t.Errorf("on the next disk: %v, %v", store.objects, err)
 	}
 }

@@ -29,6 +29,10 @@ type part struct {
 	unsent  bool     // something was submitted and not kicked
 	open    []flight // changes that were given up, as long as nothing has decided what becomes of them
 
+	leaving    bool          // an epoch is to begin anew, so that it can leave its disk
+	leavePause time.Duration // after one that did in vain
+	leaveAt    replica.Time  // when the next one may
+
 	underway int  // repairs of learners, as counted in Replicas.repairs
 	brought  bool // something was, since a learner made things durable last
 
@@ -238,12 +242,26 @@ func (p *part) leaveDisk() {
 	switch {
 	case p.p.Holder() || !r.cfg.Store.Failed(p.group):
 	case p.p.Taught():
-		r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: p.p.Epoch(), Remove: r.cfg.Self.Node})
+		if r.now() >= p.leaveAt {
+			p.leaving = true
+			r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: p.p.Epoch(), Remove: r.cfg.Self.Node})
+		}
 	case r.cfg.Store.Abandon(p.group):
 		p.p.Renounce()
+		p.leaving, p.leavePause, p.leaveAt = false, 0, 0
 		r.cfg.Logger.Info("partition gets another disk, for its own is out of service", "partition", p.group.String())
+	case p.leaving: // an epoch has begun anew for it in vain: there is no other disk, or not now
+		p.leaving = false
+		p.leavePause = max(firstLeavePause, min(2*p.leavePause, lastLeavePause))
+		p.leaveAt = r.now() + replica.Time(p.leavePause)
 	}
 }
+
+// The pauses between epochs that begin anew so that a learner can leave its disk, and in which it could not.
+const (
+	firstLeavePause = 2 * time.Second
+	lastLeavePause  = 10 * time.Minute
+)
 
 // perform carries out what the partition wants. What completes at once is posted, and
 // handled afterwards.
