@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"testing"
@@ -184,4 +185,57 @@ func readExtents(b []byte) error {
 		return nil
 	}
 	return err
+}
+
+// What an import has written before it makes its VDI larger is durable when it is answered, or the import fails: also if it is another client
+// whose flush is told meanwhile that it may be lost.
+func TestImportKnowsWhatIsLost(t *testing.T) {
+	w := vditest.NewWorld(t)
+	volumes := w.Start()
+	s := admintest.Start(t, volumes, nil)
+	var stream bytes.Buffer
+	out, err := api.NewExtentWriter(&stream, api.UnknownSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Data(0, bytes.Repeat([]byte("i"), 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	conn := upload(t, s, "PUT /api/v1/vdis/vm/extents?create=true", fmt.Appendf(nil, "Content-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", api.TypeExtents, stream.Len(), stream.Bytes()))
+	stream.Reset()
+	got := make([]byte, 1<<20)
+	var v *vdi.Volume
+	for end := time.Now().Add(time.Minute); got[len(got)-1] != 'i'; {
+		if time.Now().After(end) {
+			t.Fatal("the import writes nothing")
+		}
+		if v == nil || v.Size() == 0 {
+			if v, err = volumes.Open(ctx(t), "vm", "", vdi.OpenOptions{}); err != nil {
+				continue
+			}
+			defer v.Close()
+		}
+		if v.Size() > 0 {
+			if _, err := v.ReadAt(ctx(t), got, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.Objects.Restart(rand.New(rand.NewPCG(1, 1)), 0)
+	if err := v.Flush(ctx(t)); err == nil {
+		t.Fatal("nothing is lost")
+	}
+	const far = 300 << 20
+	if err := out.Data(far, []byte("end")); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(far + 4096); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(conn, "%x\r\n%s\r\n0\r\n\r\n", stream.Len(), stream.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	if status := answered(t, conn); status/100 == 2 {
+		t.Errorf("an import that has lost what it wrote is answered with status %d", status)
+	}
 }

@@ -155,7 +155,8 @@ func (i *importer) makeRoom(ctx context.Context, x api.Extent) error {
 	case !i.grow:
 		return beyond(i.c.name(), size, x.Off, x.Len)
 	}
-	if err := i.close(); err != nil {
+	// Who has the volume open hears of what may be lost of what was written through that; who opens it later need not.
+	if err := errors.Join(i.flow.finish(ctx), i.close()); err != nil {
 		return err
 	}
 	larger := min(max(x.Off+x.Len, 2*size, growBytes), max(x.Off+x.Len, vdi.MaxSize))
