@@ -41,6 +41,7 @@ type Node struct {
 	delay     *delayLine
 	flock     *flock // nil: the node is alone
 	answering atomic.Pointer[Answering]
+	using     atomic.Pointer[func(object.VID) bool]
 	knowing   atomic.Pointer[func(context.Context)]
 	removed   removed
 	closed    atomic.Bool

@@ -152,6 +152,10 @@ func (f *flock) operate(r *peer.Request, member bool) bool {
 		r.ReplyData = nil
 		r.ReplyHead = append(r.ReplyHead, flag(f.whole.drained.Load()))
 		r.Reply(nil)
+	case r.Op == opUsed && member && len(r.Head) == 4:
+		r.ReplyData = nil
+		r.ReplyHead = append(r.ReplyHead, flag(f.isUsed(object.VID(binary.LittleEndian.Uint32(r.Head)))))
+		r.Reply(nil)
 	case r.Op == opRemoved && len(r.Head) == 2:
 		r.ReplyData = nil
 		r.ReplyHead = append(r.ReplyHead, flag(f.n.state.View().Removed(state.NodeID(r.Head[0])|state.NodeID(r.Head[1])<<8)))

@@ -720,3 +720,75 @@ func TestNativeHandOver(t *testing.T) {
 		}
 	}
 }
+
+// A machine is migrated to another process, with another gateway, which opens the VDI while the one before has it, and has perhaps written nothing
+// yet: what that makes until it ends is there, be it where nothing was or in place of what a snapshot has.
+func TestNativeMigration(t *testing.T) {
+	besideOthers(t)
+	f := rig.NewFlock(t, 3, 3)
+	const size = 8 << nativeShift
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(driver.Create(f.Nodes[0].Native(), "vm", size, nativeShift, 0))
+	f.Know("vm")
+	content := make([]byte, size)
+	d, err := driver.Open(f.Nodes[0].Native(), "vm", "", driver.FlagDirect)
+	must(err)
+	write := func(object, off int) {
+		t.Helper()
+		p := rig.Random(uint64(off), 4096)
+		must(d.Write(p, uint64(object<<nativeShift+off)))
+		copy(content[object<<nativeShift+off:], p)
+	}
+	same := func(what string) {
+		t.Helper()
+		got := make([]byte, size)
+		must(d.Read(got, 0))
+		for i := range size >> nativeShift {
+			if part := got[i<<nativeShift:][:1<<nativeShift]; !bytes.Equal(part, content[i<<nativeShift:][:1<<nativeShift]) {
+				t.Errorf("%s: object %d is not what was written", what, i)
+			}
+		}
+	}
+	write(0, 0)
+	write(1, 0)
+	for round, from := range []int{0, 1, 2, 2} {
+		to := []int{1, 2, 2, 0}[round] // through the same gateway, too
+		f.Nodes[from].Dog("vdi", "snapshot", "vm", "-s", fmt.Sprint("before", round))
+		if round == 3 { // nobody knows any more who has it open, but that a client is there
+			f.Nodes[from].Kill()
+			f.Nodes[from].Start()
+			write(7, 0)
+		}
+		next, err := driver.Open(f.Nodes[to].Native(), "vm", "", driver.FlagDirect)
+		must(err)
+		write(0, 4096*(round+1))
+		write(2+round, 8192*round)
+		must(d.Close())
+		d = next
+		same(fmt.Sprintf("from node %d to node %d", from+1, to+1))
+		write(6, 4096*round)
+		f.Nodes[from].Dog("vdi", "snapshot", "vm", "-s", fmt.Sprint("behind", round))
+		write(6, 4096*round+512)
+		write(1, 4096*round+512)
+		same("behind a snapshot")
+	}
+	must(d.Close())
+	mustRead(t, f.Nodes[1], "vm", 0, content)
+	// Nobody has it open: who opens it is told what there is.
+	d, err = driver.Open(f.Nodes[2].Native(), "vm", "", driver.FlagDirect)
+	must(err)
+	must(d.Discard(4<<nativeShift, 1<<nativeShift))
+	must(d.Close())
+	d, err = driver.Open(f.Nodes[1].Native(), "vm", "", driver.FlagDirect)
+	must(err)
+	if d.Entry(4) != 0 || d.Entry(1) == 0 {
+		t.Errorf("entries of who is alone are %x, want a hole at 4 alone", [8]uint32{d.Entry(0), d.Entry(1), d.Entry(2), d.Entry(3), d.Entry(4), d.Entry(5), d.Entry(6), d.Entry(7)})
+	}
+	must(d.Close())
+	rig.Contains(t, f.Nodes[0].Dog("vdi", "check", "vm"), "as they should be")
+}

@@ -232,6 +232,29 @@ func (s *Service) readMapOnce(ctx context.Context, v catalog.VDI, first uint32, 
 	return nil
 }
 
+// Opened is how often a working VDI is open through this node; see OpenVID for what does not count.
+func (s *Service) Opened(vid object.VID) int {
+	v, err := s.live(vid)
+	if err != nil || v.Snapshot {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.working[v.Name]; c != nil && c.mapping.Load().vid() == vid {
+		return len(c.handles)
+	}
+	return 0
+}
+
+// Owner is the node through which a working VDI was written last, in that life of it; false if nobody may write it.
+func (s *Service) Owner(vid object.VID) (catalog.Node, bool) {
+	v, err := s.live(vid)
+	if err != nil || v.Owner == nil {
+		return catalog.Node{}, false
+	}
+	return *v.Owner, true
+}
+
 // Holder finds a VDI or snapshot whose map has vid at index: what may be read in its
 // place when it is deleted, but its object is not. It fails with ErrNotFound.
 func (s *Service) Holder(ctx context.Context, vid object.VID, index uint32) (object.VID, error) {

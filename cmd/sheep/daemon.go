@@ -366,7 +366,9 @@ func (d *daemon) makeNative() (err error) {
 	if n.Allow, err = prefixes("native.allow", c.Allow); err != nil {
 		return err
 	}
-	d.native, err = sheepdog.New(n)
+	if d.native, err = sheepdog.New(n); err == nil {
+		d.node.Using(func(vid object.VID) bool { return d.volumes.Opened(vid) > 0 || d.native.HasOpen(vid) })
+	}
 	return err
 }
 

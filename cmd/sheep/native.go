@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/url"
+	"time"
 
 	"sheepdog/cluster"
+	"sheepdog/cluster/state"
 	"sheepdog/frontends/admin"
 	"sheepdog/frontends/admin/api"
 	"sheepdog/frontends/sheepdog"
@@ -28,6 +31,20 @@ func (n *nativeVolumes) OpenVID(vid object.VID, client string, quiet bool) (shee
 		return nil, err
 	}
 	return v, nil
+}
+
+// comingBack is for how long clients of a node that has started anew may have come back to nobody yet: they try every second.
+const comingBack = 30 * time.Second
+
+// UsedElsewhere implements sheepdog.Volumes.
+func (n *nativeVolumes) UsedElsewhere(ctx context.Context, vid object.VID) bool {
+	if owner, ok := n.Owner(vid); ok {
+		m := n.node.View().NodeByName(owner.Name)
+		if m != nil && (m.State != state.NodeUp || m.Incarnation != owner.Incarnation && time.Since(m.Since) < comingBack) {
+			return true
+		}
+	}
+	return n.node.UsedElsewhere(ctx, vid)
 }
 
 // Defaults implements sheepdog.Volumes.

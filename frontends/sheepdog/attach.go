@@ -3,6 +3,7 @@ package sheepdog
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/sheepdog/internal/wire"
@@ -16,6 +17,7 @@ import (
 type attached struct {
 	header vdi.Header // as it was then
 	vol    Volume
+	at     time.Time    // since when
 	refs   atomic.Int64 // requests that use vol
 }
 
@@ -55,7 +57,7 @@ func (s *session) attach(vid object.VID, u use) (*attached, error) {
 		if err != nil {
 			return nil, err
 		}
-		a = &attached{header: h, vol: vol}
+		a = &attached{header: h, vol: vol, at: time.Now()}
 		s.attached[vid] = a
 	}
 	if u != instead {
@@ -63,6 +65,23 @@ func (s *session) attach(vid object.VID, u use) (*attached, error) {
 	}
 	a.refs.Add(1)
 	return a, nil
+}
+
+// handles is how often the session has a working VDI open, not before that time.
+func (s *session) handles(name string, since time.Time) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.attached {
+		if a.header.Name == name && !a.header.Snapshot && !a.at.Before(since) {
+			n++
+		}
+	}
+	for _, a := range s.detached {
+		if a.header.Name == name && !a.header.Snapshot && !a.at.Before(since) {
+			n++
+		}
+	}
+	return n
 }
 
 // knows reports whether permit would say nothing new of a VDI that is attached. The caller holds mu.

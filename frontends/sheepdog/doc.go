@@ -35,8 +35,13 @@
 // deleting the VDI first (rollbacks). Where others took a snapshot and QEMU has written nothing since, it takes
 // one of its own under the vid of before (heir).
 //
-// What no server can help, seen with QEMU 5.0 and 6.0: after it had to reconnect its driver hangs, aborts, or ends a read before the data
-// is there, in some cases (it goes on with a coroutine that has ended); what is stored is right, and a server that comes back quickly
+// QEMU reads the map when it opens a VDI and never again: the process that a machine is migrated to read zeros, or what an ancestor has,
+// where the one that it came from wrote meanwhile. Who reads the map of a VDI that others may have open, through whatever node and protocol, is therefore
+// given one that has it ask for everything (readEntries). It does not see holes then: "qemu-img map" and "info" take all for data.
+// Who opens a VDI first, and others only then, still goes by what there was; as is usual, a VDI is for one machine at a time.
+//
+// What no server can help, seen with QEMU 5.0 and 6.0: after it had to reconnect its driver crashes, hangs, aborts, or ends a read before the data
+// is there (it goes on with a coroutine that has ended): 6.0 dies more often than not, of the original's server too; what is stored is right, and a server that comes back quickly
 // does not help. "qemu-img create -b" may abort when it is done, or where the base is no snapshot (it frees the base's name twice). "delvm", or "savevm" with a
 // tag that there is, has a running machine read zeros until QEMU is started anew or goes to a snapshot: it clears its own copy of
 // the map; delete with dog instead. "loadvm" of a disk with format=raw hangs, for it never ends a drained section of that layer: format=sheepdog does not.

@@ -2,6 +2,7 @@ package sheepdog
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -80,16 +81,59 @@ func (s *session) readMap(ctx context.Context, o *op) {
 		o.finish(nil)
 		return
 	}
-	vid := object.ID(o.obj.OID).VID()
 	if from%4 == 0 && len(p)%4 == 0 {
-		o.finish(s.server.cfg.Volumes.ReadMap(ctx, vid, uint32(from/4), p))
+		o.finish(s.readEntries(ctx, o, uint32(from/4), p))
 		return
 	}
 	first, last := from/4, (from+uint64(len(p))+3)/4
 	whole := make([]byte, 4*(last-first)) // 4 MiB at most
-	err := s.server.cfg.Volumes.ReadMap(ctx, vid, uint32(first), whole)
+	err := s.readEntries(ctx, o, uint32(first), whole)
 	copy(p, whole[from-4*first:])
 	o.finish(err)
+}
+
+// readEntries reads entries of a map, from the first on, for a client that keeps them.
+//
+// QEMU never reads them again: it takes a hole for zeros without asking, and asks for an ancestor's object where the VDI has got one of
+// its own. So the process that a machine is migrated to, which opens the VDI while the one that it comes from still writes, would read what is no
+// more. Where others may have the VDI open it is therefore given a map that has the VDI's own vid everywhere. Then it asks for all
+// it reads, and writes without creating anything first; the volume knows what is there. What is lost is that the client knows holes.
+// Those who share a VDI by other means (shared.go) are told of changes.
+func (s *session) readEntries(ctx context.Context, o *op, first uint32, p []byte) error {
+	vid := object.ID(o.obj.OID).VID()
+	used := o.wire.Flags&wire.SD_FLAG_CMD_TGT == 0 && s.usedByOthers(ctx, vid) // those who end before the map is read are in it
+	if err := s.server.cfg.Volumes.ReadMap(ctx, vid, first, p); err != nil || !used {
+		return err
+	}
+	h, err := s.server.cfg.Volumes.HeaderOf(vid)
+	if err != nil || h.Snapshot {
+		return err // it has become one: what was read stays as it is
+	}
+	for i := range max(0, min(int64(len(p)/4), h.Objects()-int64(first))) {
+		binary.LittleEndian.PutUint32(p[4*i:], uint32(vid))
+	}
+	return nil
+}
+
+// usedByOthers reports whether anybody but the client of this session may have a working VDI open.
+func (s *session) usedByOthers(ctx context.Context, vid object.VID) bool {
+	h, err := s.server.cfg.Volumes.HeaderOf(vid)
+	if err != nil || h.Snapshot {
+		return false
+	}
+	return s.server.locks.others(s.host, h.Name) || s.server.idles() || s.server.cfg.Volumes.Opened(vid) > s.ownHandles(h) || s.server.cfg.Volumes.UsedElsewhere(ctx, vid)
+}
+
+// ownHandles is how often the client of this session has a working VDI open. Its connections are not known to be one client's. But if its host has
+// opened the VDI once, all that have used it since then are; who used it before had opened it when this server did not run yet.
+func (s *session) ownHandles(h vdi.Header) (n int) {
+	since := s.server.locks.once(s.host, h.Name)
+	s.server.clients.Each(func(c *session) {
+		if c == s || c.host == s.host && !since.IsZero() {
+			n += c.handles(h.Name, since)
+		}
+	})
+	return n
 }
 
 // writeInode carries out SD_OP_WRITE_OBJ of an inode. Of the header it takes what a client may say

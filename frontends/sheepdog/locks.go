@@ -96,6 +96,44 @@ func (l *locks) release(name, vdi string) bool {
 	return true
 }
 
+// others reports whether a VDI is open to anybody else than one client of a host.
+func (l *locks) others(name, vdi string) bool { return l.count(vdi) > min(1, l.countOf(name, vdi)) }
+
+// count is how often a VDI is open, by hosts that have connections or may be coming back.
+func (l *locks) count(vdi string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range l.hosts {
+		if h.conns > 0 || time.Since(h.gone) <= lockLinger {
+			n += h.names[vdi]
+		}
+	}
+	return n
+}
+
+func (l *locks) countOf(name, vdi string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hosts[name].names[vdi]
+}
+
+// once is when a host has opened a VDI, if it has once; else zero.
+func (l *locks) once(name, vdi string) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h := l.hosts[name]; h.names[vdi] == 1 {
+		return h.last[vdi]
+	}
+	return time.Time{}
+}
+
+// any reports whether a host, which is connected, has opened anything.
+func (l *locks) any(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.hosts[name].names) > 0
+}
+
 // told notes that a host is told a vid of that family by that name.
 func (l *locks) told(name, vdi string, family uint64) {
 	l.mu.Lock()

@@ -13,6 +13,7 @@ import (
 
 	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/internal/stream"
+	"sheepdog/storage/object"
 )
 
 // MaxPayload is the longest payload of a request or a response, in bytes.
@@ -105,6 +106,22 @@ func reason(err error) string {
 		return "client disconnected"
 	}
 	return err.Error()
+}
+
+// HasOpen reports whether a client may have a working VDI open through this server: who has opened it, or may be a client of before this
+// server was started. Those whose requests use it now are known to the volumes. It answers at once, from any goroutine.
+func (s *Server) HasOpen(vid object.VID) bool {
+	h, err := s.cfg.Volumes.HeaderOf(vid)
+	return err == nil && !h.Snapshot && (s.locks.count(h.Name) > 0 || s.idles())
+}
+
+// idles reports whether there is a connection on which nothing has come for a while since it was made, of a host that has opened nothing. A
+// client that has nothing to do makes one when it has lost the one before, as by a restart of this server, and says of what only when it has.
+func (s *Server) idles() (found bool) {
+	s.clients.Each(func(c *session) {
+		found = found || !c.used.Load() && time.Since(c.info.Started) > lockLinger && !s.locks.any(c.host)
+	})
+	return found
 }
 
 // hostOf is who a connection comes from, whatever the port.

@@ -45,6 +45,8 @@ func (volumes) Defaults() (copies int, sizeShift uint8, err error) {
 	return 1, object.DefaultSizeShift, nil
 }
 
+func (volumes) UsedElsewhere(context.Context, object.VID) bool { return false }
+
 type harness struct {
 	t       testing.TB
 	server  *Server

@@ -24,6 +24,11 @@ type Volumes interface {
 	// cluster is formatted.
 	Defaults() (copies int, sizeShift uint8, err error)
 
+	// Opened is how often a working VDI is open through this node, by whatever protocol; it answers at once.
+	Opened(vid object.VID) int
+	// UsedElsewhere reports whether a client may have a VDI open through another node, or be about to come back to this one or
+	// another: where that is not known in time it may.
+	UsedElsewhere(ctx context.Context, vid object.VID) bool
 	ReadMap(ctx context.Context, vid object.VID, first uint32, p []byte) error
 	Holder(ctx context.Context, vid object.VID, index uint32) (object.VID, error)
 	ReadVMState(ctx context.Context, at vdi.VMState, p []byte) error
