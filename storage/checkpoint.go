@@ -19,9 +19,15 @@ type checkpoint struct {
 	d       *drive
 	first   uint32 // the first segment that stays
 	objects []*obj
-	groups  map[object.Group]bool // directories to sync
-	removed bool                  // newDir too
-	buf     []byte                // for what is copied; mergeBlocks long
+	names   *changedNames
+	buf     []byte // for what is copied; mergeBlocks long
+}
+
+// changedNames are what checkpoints have changed in directories and not made durable yet. One that fails leaves them to the
+// next, which finds nothing left to change: it must not retire the records of that before they are durable.
+type changedNames struct {
+	groups map[object.Group]bool
+	newDir bool
 }
 
 // batchObjects is how many objects are merged between two syncs of the log: enough for
@@ -51,7 +57,7 @@ func (d *drive) checkpoint() error {
 		// After a failure the next attempt retires the same segments: each rotation takes one.
 		d.upkeep.resume = first
 	}
-	c := &checkpoint{d: d, first: first, groups: make(map[object.Group]bool), buf: make([]byte, mergeBlocks*blockSize)}
+	c := &checkpoint{d: d, first: first, names: &d.upkeep.names, buf: make([]byte, mergeBlocks*blockSize)}
 	d.listMu.Lock()
 	c.objects = append(c.objects, d.logged...)
 	d.listMu.Unlock()
@@ -138,7 +144,7 @@ func (c *checkpoint) noteGroup(g object.Group) {
 	c.d.groupMu.Lock()
 	defer c.d.groupMu.Unlock()
 	if c.d.groups[g] {
-		c.groups[g] = true
+		c.names.groups[g] = true
 	}
 }
 
@@ -161,7 +167,7 @@ func (c *checkpoint) collectGarbage() error {
 			left = append(left, g)
 			continue
 		}
-		c.removed = true
+		c.names.newDir = true
 	}
 	d.listMu.Lock()
 	d.garbage = append(d.garbage, left...)
@@ -214,6 +220,9 @@ func (c *checkpoint) merge(batch []*obj) error {
 		if err := it.file.Sync(); err != nil {
 			return c.d.fail(fmt.Errorf("sync object %s: %w", it.o.key, err))
 		}
+		it.o.mu.Lock()
+		it.o.loose = false
+		it.o.mu.Unlock()
 		return nil
 	})
 	if err != nil {
@@ -255,8 +264,8 @@ func (c *checkpoint) gather(it *item) error {
 		return err
 	}
 	if o.createPos != 0 && o.hasFile && !o.fresh {
-		// Placed by a checkpoint that did not end: the move may not be durable yet.
-		c.groups[o.key.Group], c.removed = true, true
+		// Placed by a checkpoint that did not end, of an earlier process perhaps: the move may not be durable yet.
+		c.names.groups[o.key.Group], c.names.newDir = true, true
 	}
 	it.version, it.uncertain = o.version, o.uncertain
 	o.merging = true
@@ -268,7 +277,7 @@ func (c *checkpoint) gather(it *item) error {
 		}
 	})
 	covered := o.createPos == 0 || o.createPos.Segment() >= c.first
-	it.skip = err == nil && len(it.blocks) == 0 && o.dirtyPages == 0 && (covered || o.hasFile && !o.fresh)
+	it.skip = err == nil && len(it.blocks) == 0 && o.dirtyPages == 0 && !o.loose && (covered || o.hasFile && !o.fresh)
 	return err
 }
 
@@ -301,6 +310,7 @@ func (c *checkpoint) apply(it *item) error {
 	err := d.ensureFile(o)
 	if err == nil {
 		it.file = o.file.acquire()
+		o.loose = true
 	}
 	o.mu.Unlock()
 	if err != nil {
@@ -370,8 +380,7 @@ func (c *checkpoint) move(o *obj) error {
 	if err := c.d.fs.Rename(newPath(o.key, o.generation), objectPath(o.key)); err != nil {
 		return fmt.Errorf("place object %s: %w", o.key, err)
 	}
-	c.groups[o.key.Group] = true
-	c.removed = true
+	c.names.groups[o.key.Group], c.names.newDir = true, true
 	o.mu.Lock()
 	o.fresh, o.stale = false, 0
 	o.mu.Unlock()
@@ -420,18 +429,23 @@ func (d *drive) makeGroups(groups []object.Group) error {
 
 func (c *checkpoint) syncDirs() error {
 	var dirs []string
-	for g := range c.groups {
+	for g := range c.names.groups {
 		dirs = append(dirs, groupDir(g))
 	}
 	err := inParallel(len(dirs), func(i int) error { return c.syncDir(dirs[i]) })
-	if err == nil && c.removed { // last: the new name is durable before the old one goes
+	if err == nil && c.names.newDir { // last: the new name is durable before the old one goes
 		err = c.syncDir(newDir)
+	}
+	if err == nil {
+		clear(c.names.groups)
+		c.names.newDir = false
 	}
 	return err
 }
 
+// syncDir makes the entries of a directory durable. One that is not there went to another disk with its group, and has none.
 func (c *checkpoint) syncDir(dir string) error {
-	if err := c.d.fs.SyncDir(dir); err != nil {
+	if err := c.d.fs.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return c.d.fail(fmt.Errorf("sync directory %s: %w", dir, err))
 	}
 	return nil

@@ -53,6 +53,7 @@ type obj struct {
 	spans     []span // direct writes in flight
 	waiters   requests
 	merging   bool          // the checkpoint works on it: nothing may be evicted
+	loose     bool          // what a checkpoint has written to the file is not durable: if it fails there, the next one must see to that
 	frozen    bool          // no direct write may begin: the checkpoint waits for those in flight
 	drained   chan struct{} // closed when there are none left, if frozen
 	dirtyData bool          // direct writes that are not durable; the object is in drive.dirty
@@ -164,7 +165,7 @@ func (o *obj) forget() {
 	o.exists, o.broken, o.hasFile, o.fresh, o.complete, o.uncertain = false, false, false, false, false, false
 	o.version, o.generation, o.createPos = object.Version{}, 0, 0
 	o.over.clear()
-	o.marks, o.rebuild, o.distrust, o.dirtyData = nil, false, nil, false
+	o.marks, o.rebuild, o.distrust, o.dirtyData, o.loose = nil, false, nil, false, false
 }
 
 // handle is an open file with a count of its users: the object itself and everybody

@@ -16,8 +16,9 @@ type upkeep struct {
 	trigger chan struct{}
 	prepare chan struct{}
 
-	checkpointMu sync.Mutex // one checkpoint at a time; guards resume
+	checkpointMu sync.Mutex // one checkpoint at a time; guards resume and names
 	resume       uint32     // first segment to stay of a checkpoint that failed; 0: none did
+	names        changedNames
 
 	mu      sync.Mutex
 	closed  bool
@@ -40,6 +41,7 @@ func (u *upkeep) init(d *drive) {
 	u.d = d
 	u.trigger, u.prepare = make(chan struct{}, 1), make(chan struct{}, 1)
 	u.room = make(chan struct{})
+	u.names.groups = make(map[object.Group]bool)
 }
 
 func notify(c chan struct{}) {
