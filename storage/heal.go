@@ -32,8 +32,7 @@ func (s *Store) Abandon(g object.Group) bool {
 			notify(s.mover.wake)
 			return false // what is left of it there is removed first
 		}
-		to.notes.forget(g)
-		if err := to.explain(to.notes.write(to.fs)); err != nil {
+		if err := to.explain(to.renote(func(n *notes) { n.forget(g) })); err != nil {
 			return false
 		}
 	}

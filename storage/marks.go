@@ -92,7 +92,13 @@ func (s *Store) withMarks(from, to *drive, groups []object.Group, fn func() erro
 		return from.explain(err)
 	}
 	err = fn()
-	return errors.Join(err, s.giveMarks(from, taken), s.giveMarks(to, taken))
+	// Where the groups live now is settled: what becomes of their marks is no reason to undo that.
+	for _, d := range []*drive{from, to} {
+		if lost := s.giveMarks(d, taken); lost != nil {
+			d.logger.Warn("marks of partitions that went to another disk are lost: after a restart they are compared with other nodes object by object", "disk", d.String(), "error", lost)
+		}
+	}
+	return err
 }
 
 // giveMarks adds marks to those of a disk, of groups that live there.

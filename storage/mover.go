@@ -283,12 +283,11 @@ func (m *mover) move(t *task) error {
 		return err
 	}
 	t.groups = t.groups[:min(len(t.groups), m.limit)]
-	if err := m.announce(t); err != nil {
-		return err
-	}
-	err := m.copy(t)
-	if err != nil && m.ctx.Err() == nil {
-		m.undo(t)
+	err := m.announce(t)
+	if err == nil {
+		if err = m.copy(t); err != nil && m.ctx.Err() == nil {
+			m.undo(t)
+		}
 	}
 	m.mu.Lock()
 	clear(m.going)
@@ -479,7 +478,10 @@ func (m *mover) commit(t *task, groups []object.Group) error {
 	}
 	if err := commitNotes(t.to.fs); err != nil {
 		err = t.to.fail(err)
-		return errors.Join(err, t.from.explain(t.from.notes.write(t.from.fs)))
+		if back := t.from.notes.write(t.from.fs); back != nil {
+			err = errors.Join(err, t.from.fail(back)) // it still says that they have left: nothing more must change here
+		}
+		return err
 	}
 	for _, g := range t.groups {
 		delete(t.to.notes.arriving, g)
@@ -508,10 +510,11 @@ func (d *drive) uncopy(groups []object.Group) error {
 	if err := d.removeGroups(groups); err != nil {
 		return err
 	}
-	for _, g := range groups {
-		delete(d.notes.arriving, g)
-	}
-	return d.notes.write(d.fs)
+	return d.renote(func(n *notes) {
+		for _, g := range groups {
+			delete(n.arriving, g)
+		}
+	})
 }
 
 // removeGroups removes the directories of groups, durably.
@@ -560,8 +563,7 @@ func (m *mover) settle() bool {
 	for _, d := range m.s.routes.drives() {
 		m.mu.Lock()
 		if len(d.notes.arrived) > 0 && d.failed() == nil { // that it has left the other disk is durable: see commit
-			clear(d.notes.arrived)
-			if err := d.explain(d.notes.write(d.fs)); err != nil {
+			if err := d.explain(d.renote(func(n *notes) { clear(n.arrived) })); err != nil {
 				done = false
 			}
 		}
@@ -659,29 +661,28 @@ func (m *mover) forgetNotes(d *drive) error {
 		}
 	}
 	for _, to := range m.s.routes.drives() {
-		n := len(to.notes.arrived)
-		for _, g := range past {
-			if to.notes.arrived[g] == d.name {
-				delete(to.notes.arrived, g)
-			}
-		}
-		if len(to.notes.arrived) == n || to.failed() != nil {
+		came := slices.DeleteFunc(slices.Clone(past), func(g object.Group) bool { return to.notes.arrived[g] != d.name })
+		if len(came) == 0 || to.failed() != nil {
 			continue
 		}
-		if err := to.explain(to.notes.write(to.fs)); err != nil {
-			return err
+		err := to.renote(func(n *notes) {
+			for _, g := range came {
+				delete(n.arrived, g)
+			}
+		})
+		if err != nil {
+			return to.explain(err)
 		}
 	}
-	n := len(d.notes.left)
-	for _, g := range past {
-		if !m.stranded(d, g) {
-			d.notes.forget(g)
-		}
-	}
-	if len(d.notes.left) == n {
+	past = slices.DeleteFunc(past, func(g object.Group) bool { return m.stranded(d, g) })
+	if len(past) == 0 {
 		return nil
 	}
-	return d.explain(d.notes.write(d.fs))
+	return d.explain(d.renote(func(n *notes) {
+		for _, g := range past {
+			n.forget(g)
+		}
+	}))
 }
 
 // stranded reports whether a group that has left a disk is on one that has failed since: should that be readable again, it is

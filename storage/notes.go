@@ -129,6 +129,18 @@ func readNotes(fsys disk.FS) (notes, error) {
 	return n, nil
 }
 
+// renote changes the notes of a disk: durably, or not at all as far as anybody goes by them. What was forgotten here and is still
+// noted there would be believed at the next start, when what it was about is long another thing. Store.mover.mu is held.
+func (d *drive) renote(change func(*notes)) error {
+	n := notes{maps.Clone(d.notes.arriving), maps.Clone(d.notes.arrived), maps.Clone(d.notes.left), maps.Clone(d.notes.until)}
+	change(&n)
+	if err := n.write(d.fs); err != nil {
+		return err
+	}
+	d.notes = n
+	return nil
+}
+
 // write makes the notes durable on a disk; stage prepares that.
 func (n *notes) write(fsys disk.FS) error {
 	if err := n.stage(fsys); err != nil {
