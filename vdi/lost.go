@@ -9,8 +9,8 @@ import (
 
 // What was answered and not flushed may be lost while this node goes on: if all who kept it lost their power. The objects say
 // so once, with object.ErrLost, to the next sync of the volume, whoever asks for it. Two things follow:
-//   - whoever flushes next is told, each Volume once, though it may have been a copy on write, a snapshot or the background
-//     that found out;
+//   - whoever flushes next is told, each Volume once, and who opens the VDI later too until somebody has Heard it, though it may have
+//     been a copy on write, a snapshot or the background that found out;
 //   - what is in memory of the map is not what is stored any more, so it is read anew.
 
 // noteSync is called with how each sync of a volume has ended that covers what clients wrote; before anybody can see that,
@@ -42,10 +42,16 @@ func (v *Volume) owed() error {
 	if v.told.Swap(n) == n {
 		return nil
 	}
+	return fmt.Errorf("%w: some of what was written since the last flush", object.ErrLost)
+}
+
+// Heard says that a client has got the answers of flushes through v. Until then whoever opens the VDI is told too of what may be
+// lost: a client that has given up waiting comes back, and flushes anew.
+func (v *Volume) Heard() {
+	c, n := v.core, v.told.Load()
 	for was := c.told.Load(); was < n && !c.told.CompareAndSwap(was, n); {
 		was = c.told.Load()
 	}
-	return fmt.Errorf("%w: some of what was written since the last flush", object.ErrLost)
 }
 
 // owes reports whether nobody has been told yet of something that may be lost: who wrote it may come back, and flush.

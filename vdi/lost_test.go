@@ -217,3 +217,39 @@ func TestGarbageIsWhatDurableMapsDoNotName(t *testing.T) {
 		}
 	}
 }
+
+// What a flush has said to nobody, for its client has gone meanwhile, is said again to who opens the VDI; what was heard is not, however
+// it is opened.
+func TestUnheardLossIsToldAgain(t *testing.T) {
+	for _, heard := range []bool{false, true} {
+		w := vditest.NewWorld(t)
+		s := w.Service()
+		v := familyOf(t, w, s)
+		write(t, v, 3<<20, 4096, 'n')
+		w.Objects.Restart(luck, 0)
+		done := make(chan error, 1)
+		r := vdi.Request{Op: vdi.OpFlush, Done: func(r *vdi.Request) { done <- r.Err }}
+		v.Submit(&r)
+		v.Kick()
+		if err := <-done; !errors.Is(err, vdi.ErrIO) {
+			t.Fatalf("flush: %v, want a %v", err, vdi.ErrIO)
+		}
+		if heard {
+			v.Heard()
+		}
+		vid := open(t, s, "v").VID()
+		for i, quiet := range []bool{false, true, false} {
+			o, err := s.OpenVID(vid, "native", quiet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := o.Flush(ctx); errors.Is(err, vdi.ErrIO) != (!heard && i == 0) {
+				t.Errorf("heard %v: flush %d of who comes later: %v", heard, i, err)
+			}
+			o.Close()
+		}
+		if err := open(t, s, "v").Flush(ctx); err != nil {
+			t.Errorf("heard %v: flush of who comes last: %v", heard, err)
+		}
+	}
+}

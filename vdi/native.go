@@ -139,6 +139,7 @@ func (s *Service) OpenVID(vid object.VID, client string, quiet bool) (*Volume, e
 		return nil, explain(err, "open VDI %s", vid)
 	}
 	v := &Volume{core: c, size: c.size.Load(), readOnly: c.snapshot, client: client, vid: vid, quiet: quiet}
+	v.told.Store(c.told.Load())
 	if quiet {
 		return v, nil // it stays one of the core's users
 	}

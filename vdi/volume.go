@@ -110,5 +110,8 @@ func (v *Volume) do(ctx context.Context, op Op, f Flags, off, n int64, data []by
 	v.Submit(&r)
 	v.Kick()
 	<-done
+	if op == OpFlush {
+		v.Heard()
+	}
 	return r.Err
 }

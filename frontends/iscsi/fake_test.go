@@ -35,6 +35,7 @@ type disk struct {
 	hold     chan struct{}    // if not nil, requests complete only when it is closed
 	held     atomic.Int64     // requests that wait for hold
 	durable  atomic.Int64
+	heard    atomic.Int64 // calls of Heard
 	text     string
 	revision uint64
 }
@@ -188,6 +189,7 @@ func (h *handle) Size() int64 {
 }
 func (h *handle) ReadOnly() bool { return h.Disk.ReadOnly }
 func (h *handle) Kick()          {}
+func (h *handle) Heard()         { h.heard.Add(1) }
 
 func (h *handle) Close() error {
 	if h.closed.Swap(true) {

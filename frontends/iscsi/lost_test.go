@@ -1,9 +1,12 @@
 package iscsi
 
 import (
+	"encoding/binary"
 	"fmt"
 	"testing"
+	"time"
 
+	"sheepdog/frontends/iscsi/internal/pdu"
 	"sheepdog/frontends/iscsi/internal/scsi"
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
@@ -55,5 +58,52 @@ func TestDurableReadLeavesLossToFlush(t *testing.T) {
 	}
 	if r := c.syncCache(); r.status != 0 {
 		t.Errorf("the flush after that: %v", r)
+	}
+}
+
+// A flush that is aborted, as initiators do when it takes too long, tells nobody that writes may be lost: the next one does.
+func TestAbortedFlushTellsNobody(t *testing.T) {
+	h := serve(t, nil)
+	d := h.store.disks["vm1"]
+	c := h.login("vm1", me)
+	c.ready()
+	hold := make(chan struct{})
+	d.mu.Lock()
+	d.hold = hold
+	d.mu.Unlock()
+	d.lose()
+	flush := c.command(0x80, 0, 0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	c.send(flush, nil)
+	for d.held.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	q := c.request(pdu.OpTask|0x40, pdu.FlagFinal|pdu.TaskAbort)
+	binary.BigEndian.PutUint32(q[20:], flush.TaskTag())
+	c.send(q, nil)
+	for aborted := false; !aborted; time.Sleep(time.Millisecond) {
+		h.clients.Each(func(s *session) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			aborted = s.tasks[flush.TaskTag()] != nil && s.tasks[flush.TaskTag()].aborted
+		})
+	}
+	d.mu.Lock()
+	d.hold = nil
+	d.mu.Unlock()
+	close(hold)
+	if r, _ := c.recv(); r.Op() != pdu.OpTaskAnswer {
+		t.Fatalf("opcode %#x in place of the answer to the abort", r.Op())
+	}
+	c.ready()
+	if n := d.heard.Load(); n != 0 {
+		t.Errorf("what was aborted was heard %d times", n)
+	}
+	d.lose()
+	if r := c.syncCache(); r.status != 2 {
+		t.Errorf("flush: %v", r)
+	}
+	c.ready()
+	if n := d.heard.Load(); n != 1 {
+		t.Errorf("what was answered was heard %d times", n)
 	}
 }

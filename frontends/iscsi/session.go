@@ -54,6 +54,8 @@ type session struct {
 	maxSend    atomic.Int64  // longest data segment that the initiator takes, bytes
 	lastHeard  atomic.Int64  // UnixNano
 
+	notices stream.Notices
+
 	mu         sync.Mutex
 	luns       []*lun           // by number; none in a discovery session
 	parted     bool             // it has given up its units
@@ -164,6 +166,7 @@ func (s *session) readLoop() error {
 			return err
 		}
 		s.heard()
+		s.notices.Heard()
 	}
 }
 

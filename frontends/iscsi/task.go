@@ -1,11 +1,13 @@
 package iscsi
 
 import (
+	"errors"
 	"sync"
 
 	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/iscsi/internal/pdu"
 	"sheepdog/frontends/iscsi/internal/scsi"
+	"sheepdog/storage/object"
 	"sheepdog/vdi"
 )
 
@@ -39,6 +41,7 @@ type task struct {
 	counted bool // among those that wait for data
 	aborted bool // it will not be answered
 	waiters []*waiter
+	lost    bool // its answer says that writes may be lost
 
 	// Data from the initiator; the reader's.
 	need        int64 // that the command takes
@@ -153,12 +156,21 @@ func (t *task) complete() {
 func (t *task) fail(err error) {
 	t.outcome = outcomeOf(err, t.plan.Kind != scsi.Read)
 	t.data = nil
+	if t.plan.Kind == scsi.Flush && errors.Is(err, object.ErrLost) {
+		t.lost = true
+		t.s.notices.Said(t.at.vol)
+	}
 	t.s.logFailure(t, err)
 	t.complete()
 }
 
 // Sent implements stream.Item.
-func (t *task) Sent() { t.free() }
+func (t *task) Sent() {
+	if t.lost && !t.aborted {
+		t.s.notices.Sent(t.at.vol)
+	}
+	t.free()
+}
 
 // Render implements stream.Item: Data-In, then the status, in the last Data-In if it is good.
 func (t *task) Render() [][]byte {

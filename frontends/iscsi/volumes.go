@@ -76,6 +76,8 @@ type Volume interface {
 	// Update has fn change p, which is n bytes read at off, and writes p back if fn returns
 	// nil; nobody else writes there in between, through whatever gateway. It fails with fn's error.
 	Update(ctx context.Context, off, n int64, f vdi.Flags, fn func(p []byte) error) error
+	// Heard says that the initiator has got what flushes failed with. See vdi.Volume.
+	Heard()
 	// Close gives the volume up. No request is in flight.
 	Close() error
 }

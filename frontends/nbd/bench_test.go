@@ -18,6 +18,7 @@ import (
 type null struct{ sparse }
 
 func (*null) Size() int64           { return 1 << 40 }
+func (*null) Heard()                {}
 func (*null) Submit(r *vdi.Request) { r.Err = nil; r.Done(r) }
 
 type nullVolumes struct{ sparseVolumes }

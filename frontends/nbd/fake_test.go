@@ -34,6 +34,7 @@ type disk struct {
 	kicks     atomic.Int64                // calls of Kick
 	durable   atomic.Int64                // flushes and FUA requests
 	seen      []vdi.Request               // submitted, without data
+	heard     atomic.Int64                // calls of Heard
 	delay     func(*vdi.Request)          // if not nil, completes requests elsewhere
 	wait      func(context.Context) error // if not nil, in Extents
 }
@@ -153,6 +154,8 @@ type handle struct {
 func (h *handle) Size() int64    { return h.size }
 func (h *handle) ReadOnly() bool { return h.tag != "" }
 func (h *handle) Kick()          { h.kicks.Add(1) }
+
+func (h *handle) Heard() { h.heard.Add(1) }
 
 func (h *handle) Close() error {
 	if h.closed.Swap(true) {

@@ -3,12 +3,14 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
 
 	"sheepdog/frontends/internal/stream"
 	"sheepdog/frontends/nbd/internal/wire"
+	"sheepdog/storage/object"
 	"sheepdog/vdi"
 )
 
@@ -64,7 +66,12 @@ func (s *session) newLongOp(r *wire.Request) (*op, error) {
 func (o *op) Render() [][]byte { return o.reply }
 
 // Sent implements stream.Item.
-func (o *op) Sent() { o.free() }
+func (o *op) Sent() {
+	if o.wire.Type == wire.NBD_CMD_FLUSH && errors.Is(o.req.Err, object.ErrLost) {
+		o.s.notices.Sent(o.s.vol)
+	}
+	o.free()
+}
 
 // free gives back all that the op holds. Its owner is who sent the reply, or who
 // made it if it was never submitted.
@@ -204,6 +211,9 @@ func (o *op) done(r *vdi.Request) {
 
 // failed makes the reply to a request that failed below.
 func (s *session) failed(o *op, err error) {
+	if o.wire.Type == wire.NBD_CMD_FLUSH && errors.Is(err, object.ErrLost) {
+		s.notices.Said(s.vol)
+	}
 	errno := resultOf(err)
 	o.fail(errno, err.Error())
 	s.server.logFailure(s, o, errno, err)

@@ -19,6 +19,8 @@ type session struct {
 	log    *slog.Logger
 	stats  *counters
 
+	notices stream.Notices
+
 	vol      Volume
 	size     uint64 // bytes, as told at the handshake
 	readOnly bool
@@ -59,6 +61,9 @@ func (s *session) run() error {
 	// Replies to what is in flight are still sent ("server MUST handle all
 	// outstanding requests"), but not to a client that stopped reading.
 	err = s.stream.Finish(s.server.cfg.LingerTimeout, err)
+	if err == nil {
+		s.notices.Heard() // it has said goodbye
+	}
 	s.cancel()
 	if cerr := s.vol.Close(); cerr != nil {
 		s.log.Warn("close of volume failed", "err", cerr)
@@ -95,6 +100,7 @@ func (s *session) readLoop() error {
 		if err := s.stream.Receive(); err != nil {
 			return readError(err)
 		}
+		s.notices.Heard()
 	}
 }
 

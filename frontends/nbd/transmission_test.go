@@ -562,6 +562,8 @@ type sparse struct {
 	data [][2]int64
 }
 
+func (*sparse) Heard() {}
+
 type sparseVolumes struct{ v *sparse }
 
 func (v sparseVolumes) List(context.Context) ([]Export, error) { return nil, nil }

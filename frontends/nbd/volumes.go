@@ -44,6 +44,8 @@ type Volume interface {
 	// Changed calls fn with consecutive extents that cover [off, off+n) and say what
 	// changed since the snapshot sinceTag, until fn returns false.
 	Changed(ctx context.Context, sinceTag string, off, n int64, fn func(vdi.ChangedExtent) bool) error
+	// Heard says that the client has got what flushes failed with. See vdi.Volume.
+	Heard()
 	// Close gives the volume up. No request is in flight.
 	Close() error
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"sheepdog/frontends/internal/listen"
 	"sheepdog/frontends/sheepdog/internal/wire"
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
@@ -295,24 +296,52 @@ func (o *op) beyond(what vdi.Op, size int64) {
 func (s *session) flush(o *op) Volume {
 	id := object.ID(o.obj.OID)
 	a, err := s.attach(id.VID(), toRead)
-	if err != nil {
-		if errors.Is(err, vdi.ErrNotFound) {
-			if _, gone := s.server.cfg.Volumes.Successor(id.VID()); gone == nil {
-				err = nil // what was written under that vid was made durable when it was followed by another
-			}
+	switch {
+	case errors.Is(err, vdi.ErrNotFound) || err == nil && a.header.Snapshot:
+		if err == nil {
+			a.refs.Add(-1)
 		}
+		if _, gone := s.server.cfg.Volumes.Successor(id.VID()); gone == nil {
+			s.later(o, (*session).flushSuccessor)
+			return nil
+		}
+		fallthrough
+	case err != nil:
 		o.finish(err)
 		return nil
 	}
 	o.on = a
-	if a.header.Snapshot {
-		o.finish(nil)
-		return nil
-	}
 	o.req.Op, o.req.Off, o.req.Len, o.req.Data = vdi.OpFlush, 0, 0, nil
 	vol := a.vol
 	vol.Submit(&o.req)
 	return vol
+}
+
+// flushSuccessor is flush for a vid that has another one in its place. What was written under it was made durable then; but what
+// may have been lost by that time is said to who flushes what has come.
+func (s *session) flushSuccessor(ctx context.Context, o *op) {
+	next, err := s.server.cfg.Volumes.Successor(object.ID(o.obj.OID).VID())
+	var vol Volume
+	if err == nil {
+		vol, err = s.server.cfg.Volumes.OpenVID(next.VID, "sheepdog "+listen.PeerName(s.conn), true)
+	}
+	if errors.Is(err, vdi.ErrNotFound) || errors.Is(err, vdi.ErrBusy) { // it is deleted, or about to be
+		o.finish(nil)
+		return
+	}
+	if err != nil {
+		o.finish(err)
+		return
+	}
+	o.on = &attached{header: next, vol: vol}
+	o.on.refs.Add(1)
+	done := make(chan error, 1)
+	r := vdi.Request{Op: vdi.OpFlush, Done: func(r *vdi.Request) { done <- r.Err }}
+	vol.Submit(&r)
+	vol.Kick()
+	err = <-done
+	s.close(o.on)
+	o.finish(err)
 }
 
 // readVMState carries out SD_OP_READ_OBJ of a machine's state.

@@ -30,6 +30,7 @@ type op struct {
 	on    *attached  // the volume it is submitted to
 	owner object.VID // where that is read instead of a deleted one: which
 	tries int
+	lost  bool // its response says that writes may be lost
 
 	changes bool       // it is counted as one that may change the map
 	shared  *sharedVDI // of that VDI
@@ -47,7 +48,7 @@ var ops = sync.Pool{New: func() any {
 
 func (s *session) newOp(r *wire.Request) *op {
 	o := ops.Get().(*op)
-	o.s, o.wire, o.tries = s, *r, 0
+	o.s, o.wire, o.tries, o.lost = s, *r, 0, false
 	return o
 }
 
@@ -82,7 +83,12 @@ func (s *session) newReadOp(r *wire.Request, n int) (*op, error) {
 func (o *op) Render() [][]byte { return o.reply }
 
 // Sent implements stream.Item: the op gives back all that it holds.
-func (o *op) Sent() { o.free() }
+func (o *op) Sent() {
+	if o.lost {
+		o.s.notices.Sent(o.on.vol)
+	}
+	o.free()
+}
 
 func (o *op) free() {
 	if o.on != nil {
@@ -123,6 +129,9 @@ func (o *op) finish(err error) {
 	n := 0
 	head := o.head[:]
 	if err != nil {
+		if o.lost = o.on != nil && errors.Is(err, object.ErrLost); o.lost {
+			s.notices.Said(o.on.vol)
+		}
 		s.failed(o, result, err)
 	} else if !o.wire.HasPayload() {
 		n = len(o.data)

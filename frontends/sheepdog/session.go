@@ -37,6 +37,7 @@ type session struct {
 	used atomic.Bool // it has sent a request
 
 	sharing sharing
+	notices stream.Notices
 
 	mu       sync.Mutex
 	info     SessionInfo
@@ -102,6 +103,7 @@ func (s *session) readLoop() error {
 		if err := s.stream.Receive(); err != nil {
 			return err
 		}
+		s.notices.Heard()
 	}
 }
 

@@ -54,6 +54,8 @@ type Volume interface {
 	MapVersion(ctx context.Context) (vdi.MapVersion, error)
 	// Refresh returns the size in bytes as it is now.
 	Refresh() int64
+	// Heard says that the client has got what flushes failed with. See vdi.Volume.
+	Heard()
 	// Close gives the volume up. No request is in flight.
 	Close() error
 }

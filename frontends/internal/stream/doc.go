@@ -20,5 +20,6 @@
 //	input.go     from the socket to requests
 //	output.go    from replies to the socket
 //	memory.go    buffers and budgets
+//	notices.go   what is said once, until it is heard
 //	link*.go     system calls
 package stream
