@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
@@ -250,6 +251,29 @@ func TestUnheardLossIsToldAgain(t *testing.T) {
 		}
 		if err := open(t, s, "v").Flush(ctx); err != nil {
 			t.Errorf("heard %v: flush of who comes last: %v", heard, err)
+		}
+	}
+}
+
+// A gateway forgets who holds what it has written and not flushed of a VDI that another one deletes, when nobody has it open any more.
+func TestUnflushedOfDeletedIsForgotten(t *testing.T) {
+	c := vditest.NewCluster(t, 1)
+	a, b := c.Gateway("a"), c.Gateway("b")
+	v := create(t, a.Service, "v", 4<<20)
+	write(t, v, 0, 4096, 'a')
+	if err := b.Delete(ctx, "v", ""); err != nil {
+		t.Fatal(err)
+	}
+	a.CatchUp()
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Collect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(c.Objects.Unflushed()) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("who holds changes of %v is still to be remembered", c.Objects.Unflushed())
 		}
 	}
 }

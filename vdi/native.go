@@ -241,7 +241,7 @@ func (s *Service) Opened(vid object.VID) int {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c := s.working[v.Name]; c != nil && c.mapping.Load().vid() == vid {
+	if c := s.working[v.Name]; c != nil { // it may not know yet that others took a snapshot
 		return len(c.handles)
 	}
 	return 0

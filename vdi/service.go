@@ -136,7 +136,17 @@ func (s *Service) dropUnused(c *core) {
 	s.owned.CompareAndDelete(c.mapping.Load().vid(), c.mapping.Load())
 	if c.changed.Load() {
 		delete(s.usage, c.mapping.Load().ref)
+		s.endAccount(c.mapping.Load())
 	}
+}
+
+// endAccount has the node forget who holds what this one has changed of a VDI and not flushed, if that was deleted: nobody flushes it any more.
+func (s *Service) endAccount(m *mapping) {
+	if v, ok := s.cfg.Catalog.Get(m.vid()); ok && v.State == catalog.Live {
+		return
+	}
+	s.cfg.Objects.Submit(&object.Request{Op: object.OpSync, Policy: m.policy, Volume: m.vid(), Done: func(*object.Request) {}})
+	s.cfg.Objects.Kick()
 }
 
 // closeTimeout bounds what Close does for all volumes together.

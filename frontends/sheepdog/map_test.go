@@ -31,6 +31,15 @@ func TestMapWhereOthersMayWrite(t *testing.T) {
 	h.put(vid, 0, 1)
 	h.snapshot("vm", "s")
 	snapshot, vid := vid, h.working("vm")
+	closed := func(left int) { // the server has closed what others had, but so many
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); h.volumes.Opened(vid) > left; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("it is open %d times", h.volumes.Opened(vid))
+			}
+		}
+	}
+	closed(0)
 	conn := h.dial()
 	entries := func(of object.VID) (list []object.VID) {
 		t.Helper()
@@ -82,9 +91,7 @@ func TestMapWhereOthersMayWrite(t *testing.T) {
 		}
 	}
 	writer.Close()
-	for deadline := time.Now().Add(10 * time.Second); h.volumes.Opened(vid) > 1 && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond) // until the server has closed what the writer had
-	}
+	closed(1)
 	stored[2] = vid
 	expect("in use by this connection alone", vid, stored...)
 }
