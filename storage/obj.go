@@ -173,12 +173,26 @@ func (o *obj) forget() {
 type handle struct {
 	disk.File
 	refs atomic.Int32
+
+	syncMu sync.Mutex
+	lost   error // what Sync has failed with
 }
 
 func newHandle(f disk.File) *handle {
 	h := &handle{File: f}
 	h.refs.Store(1)
 	return h
+}
+
+// Sync makes the file's content durable. The system tells one of those who sync a file that something of it was lost, and the next
+// ones that all is well: so they do it one after the other, and all hear of it.
+func (h *handle) Sync() error {
+	h.syncMu.Lock()
+	defer h.syncMu.Unlock()
+	if h.lost == nil {
+		h.lost = h.File.Sync()
+	}
+	return h.lost
 }
 
 func (h *handle) acquire() *handle {

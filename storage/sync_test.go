@@ -3,6 +3,8 @@ package storage_test
 import (
 	"bytes"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -168,4 +170,47 @@ func TestSyncsOfAllKinds(t *testing.T) {
 			t.Errorf("the last write of %d is not what is read after a power cut", w)
 		}
 	}
+}
+
+// The system tells that something of a file was lost to one of those who sync it. If that is the checkpoint, who asks for what
+// was written to be durable is not told that it is.
+func TestSyncThatTellsOthers(t *testing.T) {
+	d := disktest.New("d")
+	s := withObject(t, d)
+	mustCheckpoint(t, s)
+	long := func(seq uint64) *object.Request { return req(object.OpWrite, 1, 0, filled(256<<10, seq)) }
+	expect(t, "write", call(s, long(2)), nil)
+	writing, write := make(chan struct{}), make(chan struct{})
+	syncing, fail := make(chan struct{}), make(chan struct{})
+	var writes, syncs atomic.Int64
+	file := disktest.Named("new/*") // as which it was made, and is open
+	d.Hook(func(op disktest.Op) error {
+		switch {
+		case op.Kind == disktest.OpWrite && file(op) && op.Off >= 1<<20 && writes.Add(1) == 1: // the table: what was in flight has been waited for
+			close(writing)
+			<-write
+		case op.Kind == disktest.OpSync && file(op) && syncs.Add(1) == 2: // the first was for what had been written before
+			close(syncing)
+			<-fail
+			return syscall.EIO
+		}
+		return nil
+	})
+	checkpoint := make(chan error, 1)
+	go func() { checkpoint <- s.Checkpoint(t.Context()) }()
+	<-writing
+	expect(t, "write", call(s, long(3)), nil)
+	close(write)
+	<-syncing
+	answer := make(chan error, 1)
+	go func() { answer <- call(s, &object.Request{Op: object.OpSync}) }()
+	select {
+	case err := <-answer:
+		t.Errorf("it is said to be durable while it is being lost: %v", err)
+		answer <- err
+	case <-time.After(20 * time.Millisecond): // there is no step to be seen that the sync is waited with
+	}
+	close(fail)
+	expect(t, "sync", <-answer, object.ErrIO)
+	expect(t, "checkpoint", <-checkpoint, object.ErrIO)
 }
