@@ -37,8 +37,10 @@ type inode struct {
 	size, durableSize int64
 	pages, durable    map[int64]*page // what is not there is a hole
 	dirty             map[int64]struct{}
-	writes            []write // not durable, oldest first
-	sizes             []int64 // that the file had since it was synced, oldest first
+	writes            []write         // not durable, oldest first
+	sizes             []int64         // that the file had since it was synced, oldest first
+	written, sized    uint64          // how many writes and sizes were before those
+	lost              map[int64]*page // pages that a sync that failed has covered
 }
 
 // write is a change of content that is not durable: data at off, or holes in place of
@@ -151,21 +153,73 @@ func (n *inode) zeroBytes(off, end int64) {
 	n.writes = append(n.writes, write{off: off, data: data})
 }
 
-// sync makes content and size durable.
-func (n *inode) sync() {
+// snapshot is what a Sync covers.
+type snapshot struct {
+	pages map[int64]*page // that are not durable; nil: a hole
+	end   uint64          // of the changes, by their numbers
+	sizes uint64
+	size  int64
+}
+
+// snapshot begins a sync: the pages of now are not changed any more, others take their places.
+func (n *inode) snapshot() snapshot {
+	c := snapshot{pages: make(map[int64]*page, len(n.dirty)), end: n.written + uint64(len(n.writes)), sizes: n.sized + uint64(len(n.sizes)), size: n.size}
 	for p := range n.dirty {
-		if pg := n.pages[p]; pg != nil {
-			if !pg.frozen {
-				pg.frozen = true
-			}
+		pg := n.pages[p]
+		if pg != nil && !pg.frozen {
+			pg.frozen = true
+		}
+		c.pages[p] = pg
+	}
+	return c
+}
+
+// sync makes content and size durable, unless a sync that began later has.
+func (n *inode) sync(c snapshot) {
+	if c.end < n.written || c.sizes < n.sized {
+		return
+	}
+	for p, pg := range c.pages {
+		switch lost, known := n.lost[p]; {
+		case known && lost == pg:
+		case pg != nil:
 			n.durable[p] = pg
-		} else {
+		default:
 			delete(n.durable, p)
 		}
 	}
-	clear(n.dirty)
-	n.durableSize = n.size
-	n.writes, n.sizes = nil, nil
+	n.durableSize = c.size
+	n.clean(c)
+}
+
+// lose ends a sync that has failed: those that are under way do not make up for it either.
+func (n *inode) lose(c snapshot) {
+	if n.lost == nil {
+		n.lost = map[int64]*page{}
+	}
+	for p, pg := range c.pages {
+		if n.durable[p] != pg {
+			n.lost[p] = pg
+		}
+	}
+	n.clean(c)
+}
+
+// clean takes what a sync covers for clean.
+func (n *inode) clean(c snapshot) {
+	for p, pg := range c.pages {
+		if n.pages[p] == pg {
+			delete(n.dirty, p)
+		}
+	}
+	if k := c.end - min(c.end, n.written); k > 0 {
+		n.writes = append([]write(nil), n.writes[k:]...)
+		n.written += k
+	}
+	if k := c.sizes - min(c.sizes, n.sized); k > 0 {
+		n.sizes = append([]int64(nil), n.sizes[k:]...)
+		n.sized += k
+	}
 }
 
 // handle is an open file.
@@ -257,13 +311,23 @@ func (h *handle) WriteAt(b []byte, off int64) (int, error) {
 	return stored, nil
 }
 
+// Sync covers what was written before it began. If the hook fails it, what it covered is as with Linux: lost if the power goes, though
+// it is still read, and no later Sync makes up for that.
 func (h *handle) Sync() error {
+	h.disk.mu.Lock()
+	covered := h.inode.snapshot()
+	h.disk.mu.Unlock()
 	last, err := h.enter(OpSync, 0, 0)
 	if err != nil {
+		h.disk.mu.Lock()
+		if !h.disk.crashed && !h.closed {
+			h.inode.lose(covered)
+		}
+		h.disk.mu.Unlock()
 		return err
 	}
 	if !last {
-		h.inode.sync()
+		h.inode.sync(covered)
 	}
 	return h.disk.leave(last, nil)
 }

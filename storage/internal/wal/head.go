@@ -70,6 +70,15 @@ func (h *head) save(first, boot uint32) error {
 	return nil
 }
 
+// again makes durable what was read. A sync alone would not do that where one has failed before: the system takes what that one
+// has lost for written.
+func (h *head) again() error {
+	if h.turn == 0 {
+		return nil
+	}
+	return h.save(h.first, h.boot)
+}
+
 func (h *head) write(first, boot uint32) error {
 	le := binary.LittleEndian
 	var b [sectorBytes]byte

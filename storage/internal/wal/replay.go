@@ -246,8 +246,8 @@ func (r *replayer) deliver(h frameHeader, desc []byte, pos Pos) error {
 func (l *Log) Start() error {
 	// So may the head: segments that it declares retired are about to be used again, and
 	// an older head that came back would look for them.
-	if err := l.head.file.Sync(); err != nil {
-		return fmt.Errorf("sync log head: %w", err)
+	if err := l.head.again(); err != nil {
+		return err
 	}
 	for _, s := range *l.live.Load() {
 		if err := s.file.Sync(); err != nil {
