@@ -49,7 +49,17 @@ func (s *Store) Abandon(g object.Group) bool {
 			return false
 		}
 	}
-	return s.routes.move(g, from, to)
+	// Marks that are about to be kept may have been taken while the content still counted.
+	s.marksMu.Lock()
+	defer s.marksMu.Unlock()
+	if !s.routes.move(g, from, to) {
+		return false
+	}
+	if s.abandoned == nil {
+		s.abandoned = map[object.Group]bool{}
+	}
+	s.abandoned[g] = true
+	return true
 }
 
 // move gives a group another place, if it still is where it was, and the other disk there.

@@ -29,10 +29,13 @@ const (
 
 // KeepMarks makes durable, for each group, what the layer above
 // says of it: the version up to which nothing is missing. That must be durable already.
-// Marks of a group are kept on its disk, so that they are lost with it.
+// Marks of a group are kept on its disk, so that they are lost with it. The first call after
+// a group was abandoned keeps none of that: it may be of what was on the disk before. Calls follow each other, with marks taken after the one before
+// has ended.
 func (s *Store) KeepMarks(marks map[object.Group]object.Version) error {
 	s.marksMu.Lock()
 	defer s.marksMu.Unlock()
+	defer clear(s.abandoned)
 	var errs []error
 	for _, d := range s.routes.drives() {
 		if d.failed() != nil {
@@ -40,7 +43,7 @@ func (s *Store) KeepMarks(marks map[object.Group]object.Version) error {
 		}
 		own := make(map[object.Group]object.Version)
 		for g, v := range marks {
-			if s.routes.find(g) == d {
+			if s.routes.find(g) == d && !s.abandoned[g] {
 				own[g] = v
 			}
 		}

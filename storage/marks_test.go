@@ -87,6 +87,49 @@ func TestEmptyDiskHasNoMarks(t *testing.T) {
 	}
 }
 
+// Marks that were taken before a group left its disk, and are kept afterwards, do not vouch for the place where it has nothing; those of what
+// comes there do.
+func TestMarksOfAbandonedAreNotKept(t *testing.T) {
+	s, err := Open(Config{Disks: []disk.FS{openDir(t), openDir(t)}, Node: "n", ScrubRate: -1, MoveRate: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	taken := map[object.Group]object.Version{}
+	for i := range object.Partition(20) {
+		do(t, s, &object.Request{Op: object.OpWrite, SizeShift: 20, ID: 1, Policy: 1, Partition: i, Len: 1, Data: []byte{1}})
+		taken[object.Group{Policy: 1, Partition: i}] = object.Version{Epoch: 7}
+	}
+	id := s.Status().Disks[0].ID
+	if err := s.Retire(id); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Release(id); err != nil {
+		t.Fatal(err)
+	}
+	held, err := s.Held(id)
+	if err != nil || len(held) == 0 {
+		t.Fatalf("the disk holds %v: %v", held, err)
+	}
+	for _, g := range held {
+		if !s.Abandon(g) {
+			t.Fatalf("%s does not leave", g)
+		}
+	}
+	want := maps.Clone(taken)
+	for _, g := range held {
+		delete(want, g)
+	}
+	for _, want := range []map[object.Group]object.Version{want, taken} {
+		if err := s.KeepMarks(taken); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Marks(); !maps.Equal(got, want) {
+			t.Errorf("marks are %v, want %v", got, want)
+		}
+	}
+}
+
 func openDir(t *testing.T) disk.FS {
 	t.Helper()
 	d, err := disk.Open(t.TempDir())

@@ -22,7 +22,8 @@ type Store struct {
 	plugMu sync.Mutex // one change of the disks at a time
 	mover  *mover
 
-	marksMu sync.Mutex // of the files with marks
+	marksMu   sync.Mutex            // of the files with marks
+	abandoned map[object.Group]bool // since marks were kept last; guarded by marksMu
 }
 
 // maxDisks bounds the disks of a node.

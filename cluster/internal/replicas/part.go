@@ -233,6 +233,16 @@ func (p *part) closeOpen() {
 	p.open = nil
 }
 
+// abandon gives the partition another disk, if it can have one. Marks that are taken from then on are not of what is on this one.
+func (p *part) abandon() bool {
+	was := p.mark.Swap(new(replica.Mark))
+	if p.r.cfg.Store.Abandon(p.group) {
+		return true
+	}
+	p.mark.Store(was)
+	return false
+}
+
 // leaveDisk gives the partition another disk if its own is out of service, or to be taken out, and
 // nothing counts of what is there. It begins with nothing then. To a learner the primary has
 // brought something that it takes for being there, and would have it in sync with the rest: so that ends first,
@@ -246,7 +256,7 @@ func (p *part) leaveDisk() {
 			p.leaving = true
 			r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: p.p.Epoch(), Remove: r.cfg.Self.Node})
 		}
-	case r.cfg.Store.Abandon(p.group):
+	case p.abandon():
 		p.p.Renounce()
 		p.leaving, p.leavePause, p.leaveAt = false, 0, 0
 		r.cfg.Logger.Info("partition gets another disk, for its own is out of service", "partition", p.group.String())
