@@ -455,8 +455,7 @@ func (c *checkpoint) syncDir(dir string) error {
 func (c *checkpoint) drop() {
 	d := c.d
 	d.listMu.Lock()
-	all := d.logged
-	d.logged = nil
+	all := d.logged[:len(d.logged):len(d.logged)] // it stays meanwhile: there are those who look for what the log has
 	d.listMu.Unlock()
 	var kept []*obj
 	for _, o := range all {
@@ -466,13 +465,12 @@ func (c *checkpoint) drop() {
 		}
 		o.mu.Unlock()
 	}
-	if len(kept) == 0 {
-		return
-	}
 	d.listMu.Lock()
-	d.logged = append(d.logged, kept...)
+	d.logged = append(kept, d.logged[len(all):]...) // with what has come behind it, some of all perhaps
 	d.listMu.Unlock()
-	d.oldest.CompareAndSwap(0, d.now())
+	if len(kept) > 0 {
+		d.oldest.CompareAndSwap(0, d.now())
+	}
 }
 
 // retire forgets what segments before first said about the object; left says whether

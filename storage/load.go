@@ -73,9 +73,11 @@ func (d *drive) findCreated(o *obj) error {
 			f.Close() // an older incarnation, deleted by a record that the log holds
 			err = fs.ErrNotExist
 		}
-		o.fresh = err != nil
-		if errors.Is(err, errHeader) {
-			err = fs.ErrNotExist
+		o.fresh = errors.Is(err, fs.ErrNotExist)
+		if errors.Is(err, errHeader) && o.stale != 0 {
+			// It may be of an older incarnation, too. If the log has no Delete record there is none: then it has rotted, for a file
+			// is durable before it gets its place.
+			o.fresh, err = true, fs.ErrNotExist
 		}
 	} else if errors.Is(err, errHeader) && !o.complete {
 		// The header did not reach the disk before the crash: the data may have.

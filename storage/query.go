@@ -160,14 +160,14 @@ func (s *Store) Groups(ctx context.Context) ([]object.Group, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
+		for _, k := range d.loggedKeys() { // first, as in ids
+			seen[k.Group] = true
+		}
 		d.groupMu.Lock()
 		for g := range d.groups {
 			seen[g] = true
 		}
 		d.groupMu.Unlock()
-		for _, k := range d.loggedKeys() {
-			seen[k.Group] = true
-		}
 	}
 	list := make([]object.Group, 0, len(seen))
 	for g := range seen {

@@ -3,6 +3,7 @@ package storage_test
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -69,4 +70,85 @@ func TestDeletesOfAFailedCheckpoint(t *testing.T) {
 	}
 	expect(t, "read one that was not", call(s, req(object.OpRead, 0, 0, make([]byte, 4096))), nil)
 	expect(t, "read the new one", call(s, grouped(object.OpRead, 2, make([]byte, 4096))), nil)
+}
+
+// An object is in its place, and the log still has its Create record, for the checkpoint has not ended. If its header rots then it is
+// corrupt, not empty; and when it is deleted its file goes.
+func TestRotInHeaderOfPlaced(t *testing.T) {
+	d := disktest.New("d")
+	s := mustOpen(t, quietConfig(d))
+	write := req(object.OpWrite, 1, 0, filled(256<<10, 1))
+	write.Flags = object.FlagFUA
+	expect(t, "write", call(s, write), nil)
+	d.Hook(disktest.FailNth(1, false, syscall.EIO, disktest.Named("wal/head", disktest.OpWrite)))
+	if err := s.Checkpoint(t.Context()); err == nil {
+		t.Fatal("the checkpoint has ended")
+	}
+	_ = s.Close()
+	d = d.Restart()
+	name := objectFile(t, d)
+	if err := d.Flip(name, 1<<20+20, 4); err != nil {
+		t.Fatal(err)
+	}
+	s = mustOpen(t, quietConfig(d))
+	expect(t, "read with a rotten header", call(s, req(object.OpRead, 1, 0, make([]byte, 256<<10))), object.ErrCorrupt)
+	expect(t, "delete", s.Delete(t.Context(), keyOf(1)), nil)
+	mustCheckpoint(t, s)
+	if left := objectFile(t, d); left != "" {
+		t.Errorf("%s is left", left)
+	}
+	_ = s.Close()
+}
+
+// objectFile is the file of the only object that is in its place; "": none is.
+func objectFile(t *testing.T, d *disktest.Disk) (name string) {
+	t.Helper()
+	groups, err := d.ReadDir("objects")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range groups {
+		files, err := d.ReadDir("objects/" + g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			name = "objects/" + g + "/" + f
+		}
+	}
+	return name
+}
+
+// While a checkpoint forgets what it has merged, the groups that only the log has are there.
+func TestGroupsDuringCheckpoints(t *testing.T) {
+	s := mustOpen(t, quietConfig(disktest.New("d")))
+	defer s.Close()
+	for i := range uint32(2000) { // so that it takes a while
+		expect(t, "write", call(s, req(object.OpWrite, i, 0, filled(512, 7))), nil)
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := uint32(0); ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = call(s, req(object.OpWrite, i%2000, 0, filled(512, 7)))
+			if i%100 == 0 {
+				_ = s.Checkpoint(t.Context())
+			}
+		}
+	}()
+	for i := uint32(1); i < 2048; i++ {
+		w := grouped(object.OpWrite, i, filled(512, 7))
+		expect(t, "write", call(s, w), nil)
+		groups, err := s.Groups(t.Context())
+		if g := (object.Group{Policy: w.Policy, Partition: w.Partition}); err != nil || !slices.Contains(groups, g) {
+			t.Fatalf("%s is not among %d groups: %v", g, len(groups), err)
+		}
+	}
+	close(stop)
+	<-done
 }

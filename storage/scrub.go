@@ -109,14 +109,14 @@ func (d *drive) allGroups() []object.Group {
 			list = append(list, g)
 		}
 	}
+	for _, k := range d.loggedKeys() { // first, as in ids
+		add(k.Group)
+	}
 	d.groupMu.Lock()
 	for g := range d.groups {
 		add(g)
 	}
 	d.groupMu.Unlock()
-	for _, k := range d.loggedKeys() {
-		add(k.Group)
-	}
 	return list
 }
 
