@@ -121,6 +121,10 @@ func (d *drive) submit(r *object.Request) {
 	}
 	if !done {
 		d.pool.submit(r)
+		return
+	}
+	if d.failed() != nil {
+		d.kick() // it may be taken out by now, and nobody else would
 	}
 }
 
