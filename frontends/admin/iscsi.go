@@ -95,8 +95,12 @@ func (c *call) altering(fn func(Targets) (any, error)) (any, error) {
 	}
 	query := url.Values{"version": {strconv.FormatUint(c.s.cfg.Targets.Version(), 10)}}.Encode()
 	_, failed := askAll[api.Known](c.r.Context(), c.s, question{Method: http.MethodGet, Path: knownPath, Query: query})
+	again := "it need not be done again" // that would say that it is there, or not there
+	if c.r.Method == http.MethodPut {
+		again = "repeat the call to ask again"
+	}
 	for node, err := range failed {
-		return nil, refuse(api.KindUnavailable, "it is changed, but node %q has not confirmed that it knows: %v", node, err).withHint("sessions may still begin there by the old rules until it does; repeat the call to ask again")
+		return nil, refuse(api.KindUnavailable, "it is changed, but node %q has not confirmed that it knows: %v", node, err).withHint("sessions may still begin there by the old rules until it does; " + again)
 	}
 	return v, nil
 }
