@@ -71,15 +71,16 @@ func (s *session) attach(vid object.VID, u use) (*attached, error) {
 func (s *session) handles(name string, since time.Time) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, a := range s.attached {
+	count := func(a *attached) {
 		if a.header.Name == name && !a.header.Snapshot && !a.at.Before(since) {
 			n++
 		}
 	}
+	for _, a := range s.attached {
+		count(a)
+	}
 	for _, a := range s.detached {
-		if a.header.Name == name && !a.header.Snapshot && !a.at.Before(since) {
-			n++
-		}
+		count(a)
 	}
 	return n
 }
