@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"sheepdog/storage/disk"
 	"sheepdog/storage/internal/wal"
@@ -87,6 +88,8 @@ func (c *copying) run() error {
 	c.generation = d.nextGeneration()
 	if c.file, err = d.makeFile(c.dst, c.shift, c.generation, c.version); err == nil {
 		err = c.transfer(sums)
+	} else {
+		c.remove()
 	}
 	if err == nil {
 		err = c.publish()
@@ -118,11 +121,20 @@ func (c *copying) transfer(sums []uint64) error {
 	return nil
 }
 
-// discard gives back the space of a copy that came to nothing. What fails here is made
-// up for by the next opening of the disk.
+// discard gives back the space of a copy that came to nothing.
 func (c *copying) discard() {
 	_ = c.file.Close()
-	_ = c.to.fs.Remove(newPath(c.dst, c.generation))
+	c.remove()
+}
+
+// remove removes the file, if there is one. If that fails the next checkpoint does it, or the next opening of the disk.
+func (c *copying) remove() {
+	path := newPath(c.dst, c.generation)
+	if err := c.to.fs.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.to.listMu.Lock()
+		c.to.garbage = append(c.to.garbage, garbage{path: path})
+		c.to.listMu.Unlock()
+	}
 }
 
 func (c *copying) fill(sums []uint64) error {

@@ -81,7 +81,7 @@ func (d *drive) deleteHeld(o *obj) error {
 	}
 	d.staged.Store(true)
 	d.gives.Store(true)
-	if o.fresh && o.hasFile {
+	if o.fresh { // there may be a file even if none was made whole
 		d.listMu.Lock()
 		d.garbage = append(d.garbage, garbage{newPath(o.key, o.generation), pos})
 		d.listMu.Unlock()

@@ -219,7 +219,8 @@ func (d *drive) ensureFile(o *obj) error {
 
 func (d *drive) makeFile(k object.Key, shift uint8, generation uint64, v object.Version) (disk.File, error) {
 	path := newPath(k, generation)
-	f, err := d.fs.OpenFile(path, disk.Create|disk.Exclusive)
+	// A file of that name is what an earlier attempt, which found no space, could not remove: it has nothing that is not written again.
+	f, err := d.fs.OpenFile(path, disk.Create)
 	if err != nil {
 		return nil, fmt.Errorf("create object %s: %w", k, err)
 	}
@@ -227,7 +228,7 @@ func (d *drive) makeFile(k object.Key, shift uint8, generation uint64, v object.
 	h := header{key: k, shift: shift, generation: generation, version: v}
 	if err := writeEmpty(f, &h); err != nil {
 		_ = f.Close()
-		_ = d.fs.Remove(path) // else the next opening of the disk removes it
+		_ = d.fs.Remove(path) // else the next attempt takes it, or it goes with the object
 		return nil, fmt.Errorf("create object %s: %w", k, err)
 	}
 	return f, nil

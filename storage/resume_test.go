@@ -101,7 +101,7 @@ func TestRotInHeaderOfPlaced(t *testing.T) {
 }
 
 // objectFile is the file of the only object that is in its place; "": none is.
-func objectFile(t *testing.T, d *disktest.Disk) (name string) {
+func objectFile(t testing.TB, d *disktest.Disk) (name string) {
 	t.Helper()
 	groups, err := d.ReadDir("objects")
 	if err != nil {
@@ -151,4 +151,53 @@ func TestGroupsDuringCheckpoints(t *testing.T) {
 	}
 	close(stop)
 	<-done
+}
+
+// There is no space for a new file's table, and none to remove the file either: the next attempt takes it, and with the object, or
+// the copy, that came to nothing it goes.
+func TestFileThatCannotBeRemoved(t *testing.T) {
+	d := disktest.New("d")
+	s := mustOpen(t, quietConfig(d))
+	noSpace := func(op disktest.Op) error {
+		if disktest.Named("new/*", disktest.OpWrite, disktest.OpRemove)(op) {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	left := func() int {
+		t.Helper()
+		names, err := d.ReadDir("new")
+		expect(t, "list new", err, nil)
+		return len(names)
+	}
+	for i := range uint32(2) {
+		expect(t, "write", call(s, req(object.OpWrite, i, 0, filled(4096, 7))), nil)
+		d.Hook(noSpace)
+		expect(t, "the checkpoint that finds no space", s.Checkpoint(t.Context()), object.ErrNoSpace)
+		d.Hook(nil)
+		if left() != 1 {
+			t.Fatal("no file is left")
+		}
+		if i == 1 {
+			expect(t, "delete", s.Delete(t.Context(), keyOf(1)), nil)
+		}
+		expect(t, "the next checkpoint", s.Checkpoint(t.Context()), nil)
+		if n := left(); n > 0 {
+			t.Errorf("object %d: %d files are left", i, n)
+		}
+	}
+	d.Hook(noSpace)
+	expect(t, "copy", s.Copy(t.Context(), keyOf(2), keyOf(0), object.MinSizeShift, object.Version{Epoch: 1, Seq: 1}), object.ErrNoSpace)
+	d.Hook(nil)
+	if left() != 1 {
+		t.Fatal("no file of the copy is left")
+	}
+	expect(t, "the last checkpoint", s.Checkpoint(t.Context()), nil)
+	if n := left(); n > 0 {
+		t.Errorf("%d files of a copy are left", n)
+	}
+	_ = s.Close()
+	s = mustOpen(t, quietConfig(d.Reopen(0)))
+	expect(t, "read after a power cut", call(s, req(object.OpRead, 0, 0, make([]byte, 4096))), nil)
+	_ = s.Close()
 }

@@ -518,7 +518,7 @@ func (r *rig) readSome(o *testObject) error {
 		want = object.ErrNotFound
 	}
 	switch {
-	case q.Err != nil && r.crashed():
+	case q.Err != nil && r.crashed(), errors.Is(q.Err, object.ErrIO):
 		return q.Err
 	case !errors.Is(q.Err, want) || want == nil && q.Err != nil:
 		r.fatalf("read %s [%d,+%d): %v, want %v", o.key, off, n, q.Err, want)

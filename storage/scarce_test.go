@@ -1,0 +1,262 @@
+package storage_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sheepdog/storage/disk/disktest"
+	"sheepdog/storage/object"
+)
+
+// faults let single operations of disks fail, at random. What is tried again may succeed.
+type faults struct {
+	mu    sync.Mutex
+	rng   *rand.Rand
+	odds  int // one of so many operations that match fails
+	left  int // so many more do
+	err   error
+	match func(disktest.Op) bool
+	hits  int
+}
+
+// set has n operations fail, each one of so many that match.
+func (f *faults) set(n, odds int, err error, match func(disktest.Op) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left, f.odds, f.err, f.match = n, odds, err, match
+}
+
+// end has no more fail.
+func (f *faults) end() { f.set(0, 1, nil, nil) }
+
+func (f *faults) hook(op disktest.Op) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.left == 0 || !f.match(op) || f.rng.IntN(f.odds) > 0 {
+		return nil
+	}
+	f.left--
+	f.hits++
+	return f.err
+}
+
+// needsSpace: operations for which a file system may lack space. Segments of the log have theirs before they are written, and what
+// replaces a file has it with that.
+func needsSpace(op disktest.Op) bool {
+	switch op.Kind {
+	case disktest.OpCreate, disktest.OpMkdir, disktest.OpRemove, disktest.OpAllocate, disktest.OpPunch:
+		return true
+	case disktest.OpRename:
+		return strings.HasPrefix(op.Name, "new/")
+	case disktest.OpWrite:
+		return !strings.HasPrefix(op.Name, "wal/")
+	}
+	return false
+}
+
+// breaks: operations with which a disk goes out of service if they fail.
+func breaks(op disktest.Op) bool { return op.Kind.Changes() || op.Kind == disktest.OpRead }
+
+// newScarceRig is a rig whose operations the faults may hit.
+func newScarceRig(t *testing.T, seed uint64, disks int) (*rig, *faults) {
+	objects := testKeys()
+	for i := range uint32(8) { // so that checkpoints have others to do than those before
+		key := object.Key{Group: object.Group{Policy: 1, Partition: object.Partition(20 + i)}, ID: object.DataID(20, i)}
+		objects = append(objects, &testObject{key: key, shift: object.MinSizeShift})
+	}
+	r := newRigOf(t, seed, disks, objects)
+	f := &faults{rng: rand.New(rand.NewPCG(seed, 2))}
+	t.Cleanup(r.crash) // where the test fails: the bubble waits for what is left of the store
+	cold := r.hook
+	r.hook = func(op disktest.Op) error {
+		if err := f.hook(op); err != nil {
+			r.trace.add("%s: %v", op, err)
+			return err
+		}
+		return cold(op)
+	}
+	return r, f
+}
+
+// strained is work with checkpoints, marks and pauses in between; steps may find no space. It ends early when a disk is out of service.
+func (r *rig) strained(steps int) {
+	r.t.Helper()
+	for i := range steps {
+		var err error
+		switch k := r.rng.IntN(40); {
+		case k < 5:
+			err = r.checkpoint()
+		case k == 5:
+			err = r.store.KeepMarks(r.marks())
+		case k < 8:
+			time.Sleep(time.Duration(r.rng.Int64N(int64(2 * time.Second))))
+		default:
+			err = r.step()
+		}
+		switch {
+		case errors.Is(err, object.ErrIO):
+			return
+		case errors.Is(err, object.ErrNoSpace):
+			r.verify(killed) // what failed may have happened in part
+		case err != nil:
+			r.fatalf("step %d: %v", i, err)
+		}
+	}
+}
+
+func (r *rig) checkpoint() (err error) {
+	r.t.Helper()
+	r.within("Checkpoint", func() { err = r.store.Checkpoint(context.Background()) })
+	r.trace.add("checkpoint: %v", err)
+	return err
+}
+
+// marks are some, of all groups.
+func (r *rig) marks() map[object.Group]object.Version {
+	marks := map[object.Group]object.Version{}
+	for _, o := range r.model.objects {
+		marks[o.key.Group] = object.Version{Epoch: 1, Seq: r.model.seq}
+	}
+	return marks
+}
+
+// scarce is work with little space, and then with enough, perhaps on a disk that breaks. Then the store comes to an end.
+func (r *rig) scarce(f *faults) {
+	r.t.Helper()
+	f.set(1+r.rng.IntN(12), 1<<r.rng.IntN(8), syscall.ENOSPC, needsSpace)
+	r.strained(5 + r.rng.IntN(30))
+	f.set(1, 1<<r.rng.IntN(6), syscall.ENOSPC, needsSpace)
+	if err := r.checkpoint(); err != nil && !errors.Is(err, object.ErrNoSpace) {
+		r.fatalf("checkpoint: %v", err)
+	}
+	f.end()
+	if r.rng.IntN(4) > 0 {
+		if err := r.checkpoint(); err != nil {
+			r.fatalf("checkpoint with enough space: %v", err)
+		}
+	}
+	if r.rng.IntN(3) == 0 {
+		r.work(1 + r.rng.IntN(20))
+	}
+	end := cut
+	switch r.rng.IntN(8) {
+	case 0:
+		end = closed
+	case 1:
+		end = killed
+	case 2, 3:
+		f.set(1, 1+r.rng.IntN(50), syscall.EIO, breaks)
+		r.strained(30)
+		f.end()
+	}
+	r.end(end)
+	r.mustOpen()
+	r.verify(end)
+}
+
+// clear deletes everything: then nothing of it is on a disk, and no space is promised to it.
+func (r *rig) clear() {
+	r.t.Helper()
+	for _, o := range r.model.objects {
+		if err := r.delete(o); err != nil {
+			r.fatalf("delete: %v", err)
+		}
+	}
+	if err := errors.Join(r.sync(), r.checkpoint()); err != nil {
+		r.fatalf("checkpoint: %v", err)
+	}
+	time.Sleep(time.Minute) // segments of the log are prepared, and how much is free asked again
+	r.verify(closed)
+	for i, st := range r.store.Status().Disks {
+		d := r.disks[i]
+		names, err := d.ReadDir("new")
+		if name := objectFile(r.t, d); err != nil || len(names) > 0 || name != "" {
+			r.fatalf("%s still has %q and, unplaced, %q: %v", d, name, names, err)
+		}
+		if known := int64(st.TotalBytes - st.FreeBytes); known != d.Used() {
+			r.fatalf("%s: %d bytes count as %d", d, d.Used(), known)
+		}
+	}
+}
+
+// TestModelScarce is TestModel on disks that now and then have no space for a single operation, and have it for the next, until the
+// power goes.
+func TestModelScarce(t *testing.T) {
+	t.Parallel()
+	n, times := rounds(12), 10
+	if hurried(t) {
+		n, times = n/4, 3
+	}
+	for seed := range uint64(n) {
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { // what finds no space is tried again after seconds
+				r, f := newScarceRig(t, seed+12000, 1+int(seed%2))
+				r.mustOpen()
+				for range times {
+					r.scarce(f)
+				}
+				r.clear()
+				r.mustClose()
+				if f.hits == 0 {
+					t.Error("nothing has failed")
+				}
+			})
+		})
+	}
+}
+
+// TestModelScarceMoves is the same while disks come and go.
+func TestModelScarceMoves(t *testing.T) {
+	t.Parallel()
+	n, times := rounds(12), 6
+	if hurried(t) {
+		n, times = n/4, 2
+	}
+	for seed := range uint64(n) {
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r, f := newScarceRig(t, seed+13000, 2)
+				r.mustOpen()
+				r.work(30)
+				for round := range times {
+					d := disktest.New(fmt.Sprintf("extra%d", round))
+					d.Hook(r.hook)
+					if _, err := r.store.Plug(d, tellNobody); err != nil {
+						r.fatalf("plug: %v", err)
+					}
+					old := r.disks[0].String()
+					r.disks = append(r.disks, d)
+					if err := r.store.Retire(old); err != nil {
+						r.fatalf("retire: %v", err)
+					}
+					r.scarce(f)
+					if r.rng.IntN(2) == 0 {
+						r.scarce(f)
+					}
+					awaitMoves(t, r.store)
+					r.verify(closed)
+					if err := r.store.Unplug(old); err != nil {
+						r.fatalf("round %d: unplug: %v", round, err)
+					}
+					r.disks = r.disks[1:]
+					r.verify(closed)
+				}
+				r.clear()
+				r.mustClose()
+				if f.hits == 0 {
+					t.Error("nothing has failed")
+				}
+			})
+		})
+	}
+}
