@@ -42,7 +42,7 @@ type DiskStatus struct {
 	TotalBytes uint64 `json:"total_bytes"`
 	FreeBytes  uint64 `json:"free_bytes"` // less what is promised to pending writes
 	UsedBytes  uint64 `json:"used_bytes"`
-	Objects    int64  `json:"objects"` // exact once all directories were counted after the start
+	Objects    int64  `json:"objects"` // of what the log had at the start, files are counted as they were then
 
 	LogBytes      int64 `json:"log_bytes"` // what a restart would replay
 	LogLimitBytes int64 `json:"log_limit_bytes"`
