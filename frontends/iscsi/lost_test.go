@@ -103,6 +103,7 @@ func TestAbortedFlushTellsNobody(t *testing.T) {
 		t.Errorf("flush: %v", r)
 	}
 	c.ready()
+	c.ready() // it comes when the answer is known to be sent
 	if n := d.heard.Load(); n != 1 {
 		t.Errorf("what was answered was heard %d times", n)
 	}

@@ -757,13 +757,13 @@ func TestReadInsteadIsNotOpened(t *testing.T) {
 // overtaken is volumes in which something happens when a holder was found.
 type overtaken struct {
 	volumes
-	then func(object.VID)
+	then atomic.Pointer[func(object.VID)]
 }
 
 func (o *overtaken) Holder(ctx context.Context, vid object.VID, index uint32) (object.VID, error) {
 	holder, err := o.volumes.Holder(ctx, vid, index)
-	if err == nil {
-		o.then(holder)
+	if then := o.then.Load(); err == nil && then != nil {
+		(*then)(holder)
 	}
 	return holder, err
 }
@@ -772,7 +772,7 @@ func (o *overtaken) Holder(ctx context.Context, vid object.VID, index uint32) (o
 func TestReadInsteadIsOvertaken(t *testing.T) {
 	var o *overtaken
 	h := serve(t, func(c *Config) {
-		o = &overtaken{volumes: c.Volumes.(volumes), then: func(object.VID) {}}
+		o = &overtaken{volumes: c.Volumes.(volumes)}
 		c.Volumes = o
 	})
 	vid := h.create("vm", 4<<20).VID
@@ -789,11 +789,12 @@ func TestReadInsteadIsOvertaken(t *testing.T) {
 	h.must(err)
 	h.must(h.volumes.Delete(t.Context(), "vm", "s"))
 	var times atomic.Int32
-	o.then = func(holder object.VID) {
+	then := func(holder object.VID) {
 		if times.Add(1) == 1 {
 			h.put(holder, 0, 9)
 		}
 	}
+	o.then.Store(&then)
 	if got := h.read(h.dial(), vid, 0); got != 1 || times.Load() != 2 {
 		t.Errorf("read %d after %d looks, want 1 after 2", got, times.Load())
 	}
