@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"sheepdog/cluster/internal/peer"
 	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
 )
@@ -35,9 +34,8 @@ func (n *Node) UsedElsewhere(ctx context.Context, vid object.VID) bool {
 			continue
 		}
 		wg.Go(func() {
-			c := &peer.Call{Class: peer.Data, Op: opUsed, Head: head, Deadline: time.Now().Add(usedTimeout)}
-			err := n.flock.await(ctx, m.Name, c)
-			if err != nil || len(c.ReplyHead) != 1 || c.ReplyHead[0] != flag(false) {
+			answer, err := n.flock.ask(ctx, m.Name, opUsed, head)
+			if err != nil || len(answer) != 1 || answer[0] != flag(false) {
 				cancel() // whatever the others say
 			}
 		})

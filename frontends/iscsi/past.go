@@ -3,6 +3,7 @@ package iscsi
 import (
 	"fmt"
 
+	"sheepdog/frontends/internal/stream"
 	"sheepdog/vdi"
 )
 
@@ -30,8 +31,8 @@ func (s *session) tryToReceive() { s.lapses.tried = s.server.cfg.Volumes.Lapses(
 // past fails if the command may be one of the past: that its initiator has given up, and sent through
 // another gateway.
 func (t *task) past() error {
-	if err := t.s.ctx.Err(); err != nil {
-		return fmt.Errorf("initiator has left: %w", err)
+	if err := stream.Left(t.s.ctx, "initiator"); err != nil {
+		return err
 	}
 	if now := t.s.server.cfg.Volumes.Lapses(); now != t.lapses || now%2 == 1 {
 		return fmt.Errorf("command may be from before this gateway was taken for gone: %w", vdi.ErrStale)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 
@@ -224,14 +223,8 @@ func (o *op) fail(errno wire.Errno, text string) {
 	o.reply = append(o.reply[:0], o.s.headers.AppendErrorReply(o.head[:0], o.wire.Cookie, o.wire.Offset, errno, text))
 }
 
-// still is asked when this node has become the volume's owner for the request's sake. A client that has left may have sent
-// it again on another connection, or through another node, and others after it: then it is of the past. It is Check of requests.
-func (o *op) still(*vdi.Request) error {
-	if err := o.s.ctx.Err(); err != nil {
-		return fmt.Errorf("client has left: %w", err)
-	}
-	return nil
-}
+// still is asked when this node has become the volume's owner for the request's sake. It is Check of requests.
+func (o *op) still(*vdi.Request) error { return stream.Left(o.s.ctx, "client") }
 
 // zeros is what long runs of zeros are compared with.
 var zeros [64 << 10]byte

@@ -97,7 +97,12 @@ func (l *locks) release(name, vdi string) bool {
 }
 
 // others reports whether a VDI is open to anybody else than one client of a host.
-func (l *locks) others(name, vdi string) bool { return l.count(vdi) > min(1, l.countOf(name, vdi)) }
+func (l *locks) others(name, vdi string) bool {
+	l.mu.Lock()
+	own := min(1, l.hosts[name].names[vdi])
+	l.mu.Unlock()
+	return l.count(vdi) > own
+}
 
 // count is how often a VDI is open, by hosts that have connections or may be coming back.
 func (l *locks) count(vdi string) (n int) {
@@ -109,12 +114,6 @@ func (l *locks) count(vdi string) (n int) {
 		}
 	}
 	return n
-}
-
-func (l *locks) countOf(name, vdi string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.hosts[name].names[vdi]
 }
 
 // once is when a host has opened a VDI, if it has once; else zero.

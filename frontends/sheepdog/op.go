@@ -2,7 +2,6 @@ package sheepdog
 
 import (
 	"errors"
-	"fmt"
 	"sync"
 
 	"sheepdog/frontends/internal/stream"
@@ -166,14 +165,8 @@ func (o *op) answer(put func(head []byte)) {
 	o.s.stream.Put(o)
 }
 
-// still is asked when this node has become the volume's owner for the request's sake. A client that has left has sent it
-// again on another connection, and others after it: then it is of the past. It is Check of requests.
-func (o *op) still(*vdi.Request) error {
-	if err := o.s.ctx.Err(); err != nil {
-		return fmt.Errorf("client has left: %w", err)
-	}
-	return nil
-}
+// still is asked when this node has become the volume's owner for the request's sake. It is Check of requests.
+func (o *op) still(*vdi.Request) error { return stream.Left(o.s.ctx, "client") }
 
 // done is the completion of req, on any goroutine.
 func (o *op) done(r *vdi.Request) {

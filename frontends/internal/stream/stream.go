@@ -26,6 +26,15 @@ var (
 // errShort says that the client is gone, and has sent a part of something.
 var errShort = fmt.Errorf("connection ended within a request: %w", io.ErrUnexpectedEOF)
 
+// Left fails if a session's context has ended: its client, which is called so, has left. What that had in flight may have been sent again on another
+// connection, or through another node, and others after it: then it is of the past, and not to be begun.
+func Left(ctx context.Context, client string) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s has left: %w", client, err)
+	}
+	return nil
+}
+
 // EndLevel is how loud the end of a session is to be told, by what Finish returned: Debug if client or server
 // ended it as it should, Warn if it was ended for the sake of others, else Info.
 func EndLevel(why error) slog.Level {
