@@ -34,6 +34,8 @@ type Store interface {
 	Stat(ctx context.Context, k object.Key) (object.Info, error)
 	List(ctx context.Context, g object.Group, fn func(object.Info) error) error
 	Groups(ctx context.Context) ([]object.Group, error)
+	// Objects is about how many objects there are, in all groups. It takes no time.
+	Objects() int64
 	// Tight reports whether there is little space left for a group.
 	Tight(g object.Group) bool
 	// Failed reports whether the disk of a group is out of service; Abandon gives the group

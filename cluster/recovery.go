@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"sheepdog/cluster/internal/replicas"
 	"sheepdog/cluster/state"
 )
 
@@ -37,20 +38,18 @@ func (n *Node) Recovery() []RecoveryStatus {
 	if n.flock == nil || n.flock.replicas() == nil {
 		return list
 	}
-	v := n.state.View()
+	v, self := n.state.View(), state.NodeID(n.self.Load())
+	var held density
+	if n.cfg.Store != nil {
+		held = density{objects: float64(n.cfg.Store.Objects()), partitions: float64(replicasOf(v, self))}
+	}
 	for _, w := range n.flock.replicas().Recovery() {
 		s := RecoveryStatus{
 			Source: n.cfg.Name, Node: nameOf(v, w.Node), Partitions: w.Partitions, Objects: w.Objects, Listing: w.Unlisted > 0,
 			DoneObjects: w.Done, DoneBytes: w.DoneBytes, BytesPerSecond: w.Rate, Since: w.Since,
 		}
-		missing := max(w.Partitions, missing(v, state.NodeID(n.self.Load()), w.Node))
-		objects := float64(w.Objects)
-		if w.InSync > 0 { // what is not listed has as many as the others had
-			objects += float64(missing-(w.Partitions-w.Unlisted)) * float64(w.Done) / float64(w.InSync)
-		}
-		if w.Done > 0 {
-			s.LeftBytes = uint64(float64(w.DoneBytes) / float64(w.Done) * objects)
-		}
+		missing := max(w.Partitions, missing(v, self, w.Node))
+		s.LeftBytes = leftBytes(w, missing, held)
 		switch {
 		case w.NoSpace:
 			s.Waits = "the node has no space for some of it: add disks or nodes, or delete volumes or snapshots"
@@ -73,6 +72,44 @@ func (n *Node) Recovery() []RecoveryStatus {
 
 // etaAfter is after how long the partitions that are in sync say how long the others take.
 const etaAfter = time.Second
+
+// density is how many objects there are in how many partitions.
+type density struct{ objects, partitions float64 }
+
+// of is how many there are then in so many partitions.
+func (d density) of(partitions float64) float64 {
+	if d.partitions == 0 {
+		return 0
+	}
+	return partitions * d.objects / d.partitions
+}
+
+// leftBytes estimates what a node is still to be brought that misses so many partitions of this one, which holds so much
+// of all. Those that are listed are known. The others may have as many objects to be looked at as those that were
+// completed, but no more than all that is held says: the first few say little, and all of many have more than most.
+func leftBytes(w replicas.Recovering, missing int, held density) uint64 {
+	if w.Done == 0 {
+		return 0
+	}
+	objects := float64(w.Objects)
+	if unlisted := float64(missing - (w.Partitions - w.Unlisted)); w.InSync > 0 && unlisted > 0 {
+		done := density{objects: float64(w.Done), partitions: float64(w.InSync)}
+		objects += min(done.of(unlisted), held.of(unlisted))
+	}
+	return uint64(float64(w.DoneBytes) / float64(w.Done) * objects)
+}
+
+// replicasOf counts the partitions that a node has something of.
+func replicasOf(v *state.View, node state.NodeID) (count int) {
+	for _, p := range v.Policies {
+		for i := range p.Partitions {
+			if q := &p.Partitions[i]; slices.Contains(q.ISR, node) || slices.Contains(q.Waiting, node) {
+				count++
+			}
+		}
+	}
+	return count
+}
 
 // missing counts the partitions of a primary that another node shall hold and is not in sync with.
 func missing(v *state.View, primary, node state.NodeID) (count int) {

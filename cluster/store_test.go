@@ -142,6 +142,12 @@ func (s *memStore) Groups(context.Context) ([]object.Group, error) {
 	return list, nil
 }
 
+func (s *memStore) Objects() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return int64(len(s.objects))
+}
+
 func (s *memStore) Tight(object.Group) bool                                { return false }
 func (s *memStore) Failed(object.Group) bool                               { return false }
 func (s *memStore) Abandon(object.Group) bool                              { return false }
