@@ -53,6 +53,10 @@ func (f *flock) serve(r *peer.Request) {
 			r.ReplyHead = binary.LittleEndian.AppendUint64(r.ReplyHead, f.applied())
 			r.Reply(err)
 		})
+	case r.Op == opWitness && member:
+		r.ReplyData = nil
+		r.ReplyHead = f.appendWitness(r.ReplyHead)
+		r.Reply(nil)
 	case r.Op == opKnown && member && len(r.Head) == 8:
 		index := binary.LittleEndian.Uint64(r.Head)
 		f.tasks.Go(func() {
@@ -166,6 +170,12 @@ func (f *flock) announce(ctx context.Context, a state.Announce) (state.Life, err
 		}
 		if err == nil || errors.Is(err, object.ErrInvalid) {
 			return life, err
+		}
+		if waited, err := f.awaitNewer(ctx); waited {
+			if err != nil {
+				return life, err
+			}
+			continue
 		}
 		if !told {
 			told = true

@@ -101,7 +101,7 @@ func (l *leader) run(ctx context.Context, log *consensus.Log) {
 	l.mu.Unlock()
 	t := time.NewTicker(leadEvery)
 	defer t.Stop()
-	var reconciled, woke time.Time
+	var reconciled, witnessed, woke time.Time
 	for looked := time.Now(); ; looked = time.Now() {
 		select {
 		case <-ctx.Done():
@@ -131,6 +131,10 @@ func (l *leader) run(ctx context.Context, log *consensus.Log) {
 		if time.Since(reconciled) > reconcileEvery {
 			l.reconcile(ctx, log)
 			reconciled = time.Now()
+		}
+		if time.Since(witnessed) > witnessEvery {
+			l.f.tasks.Go(func() { l.f.witness(ctx) })
+			witnessed = time.Now()
 		}
 	}
 }
@@ -263,6 +267,8 @@ func (l *leader) announced(c *state.AnnounceAll, res state.Result, err error, wa
 		switch {
 		case err != nil:
 			w.done <- err
+		case ok && life.Node == 0 && isOlder(l.f.n.state.View(), w.Name):
+			w.done <- fmt.Errorf("%w: %w", object.ErrUnavailable, errOlder)
 		case !ok || life.Node == 0 || latest[w.Name] != w:
 			w.done <- fmt.Errorf("%w: the cluster does not take node %q: is its name, or one of its disks, that of another?", object.ErrInvalid, w.Name)
 		default:

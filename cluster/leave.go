@@ -42,7 +42,7 @@ func (f *flock) leave() {
 	err := f.handOver(ctx)
 	f.endLease() // nothing is answered from here on that others do not know of
 	if err == nil {
-		down := state.SetNode{Node: state.NodeID(f.n.self.Load()), Incarnation: f.n.inc.Load(), State: state.NodeDown, At: f.n.now()}
+		down := state.SetNode{Node: state.NodeID(f.n.self.Load()), Incarnation: f.n.inc.Load(), State: state.NodeDown, At: f.n.now(), Log: f.applied()}
 		_, err = f.n.command(ctx, state.Command{SetNode: &down})
 	}
 	if err != nil {

@@ -186,6 +186,7 @@ func (n *Node) join(ctx context.Context) error {
 		if err := n.held(ctx, &a); err != nil {
 			return err
 		}
+		a.Log = n.consensus.Load().Began()
 	}
 	life, err := n.begin(ctx, a)
 	if err != nil {
@@ -233,7 +234,7 @@ func (n *Node) begin(ctx context.Context, a state.Announce) (life state.Life, er
 		}
 		n.self.Store(uint32(life.Node))
 		n.inc.Store(life.Incarnation)
-		if err := n.keepNumber(life.Node); err != nil {
+		if err := errors.Join(n.keepNumber(life.Node), n.consensus.Load().Noted()); err != nil {
 			return life, err
 		}
 		if err := n.flock.enlist(ctx, life.Node, life.Incarnation); err != nil {

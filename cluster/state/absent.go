@@ -11,12 +11,12 @@ import (
 // waited for it has all that was flushed, and takes over. With the disk back, it is there
 // again.
 // A disk that it says is missing and was emptied before, which it may not have known yet, is not
-// missed.
-func (v *View) miss(id NodeID, c *Announce) {
-	partial := c.Partial && len(v.Node(id).Missing) > 0
+// missed. Of an older copy nothing counts; see older.
+func (v *View) miss(id NodeID, c *Announce, older bool) {
+	partial := c.Partial && len(v.Node(id).Missing) > 0 || older
 	held := make(map[object.Group]bool, len(c.Held))
 	for _, g := range c.Held {
-		held[g] = true
+		held[g] = !older
 	}
 	for pos := range v.Policies {
 		v.change(pos, func(i int, p Partition) (Partition, bool) {

@@ -48,6 +48,7 @@ type Command struct {
 	Announce    *Announce    `json:"announce,omitempty"`
 	AnnounceAll *AnnounceAll `json:"announce_all,omitempty"`
 	Confirm     *Confirm     `json:"confirm,omitempty"`
+	Witness     *Witness     `json:"witness,omitempty"`
 	SetNode     *SetNode     `json:"set_node,omitempty"`
 	SetNodes    *SetNodes    `json:"set_nodes,omitempty"`
 	SetDisks    *SetDisks    `json:"set_disks,omitempty"`
@@ -90,6 +91,8 @@ type Announce struct {
 	// are not Held.
 	Partial bool           `json:"partial,omitempty"`
 	Held    []object.Group `json:"held,omitempty"`
+	// Log is the index of the newest entry that its disk had of the log when it started; 0: it is not known.
+	Log uint64 `json:"log,omitempty"`
 }
 
 // AnnounceAll says that nodes have started. Live are those that the leader has heard of
@@ -176,7 +179,8 @@ type Force struct {
 	Name string `json:"name"`
 	To   NodeID `json:"to,omitempty"`
 	// Absent: only what was on disks that are missing is given up; Node may be up, and begins
-	// anew with nothing where nobody else shall hold the partition.
+	// anew with nothing where nobody else shall hold the partition. Of a node that is Older it is
+	// what its copy lacks.
 	Absent bool `json:"absent,omitempty"`
 }
 
@@ -186,6 +190,7 @@ type SetNode struct {
 	Incarnation uint64    `json:"incarnation"`
 	State       NodeState `json:"state"`
 	At          time.Time `json:"at"`
+	Log         uint64    `json:"log,omitempty"` // how much of the log it has, as in Witness; 0: nothing is said
 }
 
 // AddPolicy makes the policy that keeps Copies copies, or finds it.

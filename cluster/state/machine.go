@@ -81,6 +81,9 @@ func (v *View) apply(command []byte, res *Result) error {
 		return v.announceAll(c.AnnounceAll, res)
 	case c.Confirm != nil:
 		return v.confirmNodes(c.Confirm)
+	case c.Witness != nil:
+		v.witness(c.Witness)
+		return nil
 	case c.SetNode != nil:
 		return v.setNode(c.SetNode)
 	case c.SetNodes != nil:

@@ -16,12 +16,12 @@ func (v *View) announce(c *Announce, res *Result) error {
 	}
 	v.reshape()
 	res.Node, res.Incarnation = v.started(c)
-	v.miss(res.Node, c)
+	v.miss(res.Node, c, false)
 	v.restart([]NodeID{res.Node}, nil)
 	return nil
 }
 
-// announceAll takes those that are valid; it is refused if none is.
+// announceAll takes those that are valid; it is refused if none is. Of those that are Older now it gives no life.
 func (v *View) announceAll(c *AnnounceAll, res *Result) error {
 	if len(c.Nodes) == 0 || len(c.Nodes) > MaxNodes {
 		return refuse(ErrInvalid, "%d nodes announced at a time: must be 1 to %d", len(c.Nodes), MaxNodes)
@@ -37,10 +37,15 @@ func (v *View) announceAll(c *AnnounceAll, res *Result) error {
 			refused = err
 			continue
 		}
+		older := v.older(a)
+		if older && v.needsOlder(a.Name) {
+			refused = nil // that is a change
+			continue
+		}
 		id, incarnation := v.started(a)
 		res.Nodes[i] = Life{id, incarnation}
 		ids = append(ids, id)
-		v.miss(id, a)
+		v.miss(id, a, older)
 	}
 	if len(ids) == 0 {
 		return refused
@@ -75,7 +80,7 @@ func (v *View) started(c *Announce) (NodeID, uint64) {
 	n.Missing = n.lacks(c.Disks)
 	n.Name, n.Address, n.Zone, n.Disks = c.Name, c.Address, c.Zone, slices.Clone(c.Disks)
 	n.Incarnation++
-	n.State, n.Leaving = NodeDown, false
+	n.State, n.Leaving, n.Older = NodeDown, false, false
 	v.putNode(&n)
 	return n.ID, n.Incarnation
 }
@@ -171,6 +176,7 @@ func (v *View) setNodes(c *SetNodes) error {
 		default:
 			return refuse(ErrInvalid, "node state %q: must be up or down", s.State)
 		}
+		changed.Log = max(changed.Log, s.Log)
 		v.putNode(&changed)
 	}
 	if len(up)+len(down) == 0 {

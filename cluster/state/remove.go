@@ -113,6 +113,10 @@ func (v *View) force(c *Force, res *Result) error {
 			return refuse(ErrInvalid, "%q is down or has no disks", to.Name)
 		}
 	}
+	if c.Absent && n.Older {
+		v.acceptOlder(n, res)
+		return nil
+	}
 	if res.Partitions = v.alone(n.ID); c.Absent {
 		res.Partitions = v.absent(n.ID)
 	}

@@ -81,6 +81,12 @@ func picture(v *View) string {
 		if n.Out {
 			b.WriteString(" out")
 		}
+		if n.Log > 0 {
+			fmt.Fprintf(&b, " log %d", n.Log)
+		}
+		if n.Older {
+			b.WriteString(" older")
+		}
 		b.WriteByte('\n')
 	}
 	if len(v.Gone) > 0 {
@@ -276,6 +282,9 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 		c := &AnnounceAll{}
 		for _, k := range rnd.Perm(5)[:1+rnd.IntN(4)] {
 			a := Announce{Name: fmt.Sprint("n", k), At: at, Disks: []Disk{{ID: []string{"d", "d", "d", "e"}[rnd.IntN(4)], Weight: 1}}, Partial: rnd.IntN(6) == 0}
+			if rnd.IntN(2) == 0 { // as how much of the log they have, epochs will do
+				a.Log = max(1, uint64(v.Epoch)-uint64(rnd.IntN(4)/3*rnd.IntN(20)))
+			}
 			for i := range 4 {
 				if a.Partial && rnd.IntN(2) == 0 {
 					a.Held = append(a.Held, object.Group{Policy: policy.ID, Partition: object.Partition(i)})
@@ -290,13 +299,19 @@ func randomCommand(rnd *rand.Rand, v *View) Command {
 	case 10, 11, 12:
 		c := &SetNodes{Enroll: rnd.IntN(4)}
 		for _, l := range lives {
-			c.Nodes = append(c.Nodes, SetNode{l.Node, l.Incarnation, []NodeState{NodeUp, NodeUp, NodeDown}[rnd.IntN(3)], at})
+			c.Nodes = append(c.Nodes, SetNode{l.Node, l.Incarnation, []NodeState{NodeUp, NodeUp, NodeDown}[rnd.IntN(3)], at, uint64(v.Epoch) * uint64(rnd.IntN(2))})
 		}
 		return Command{SetNodes: c}
 	case 13:
 		return Command{Confirm: &Confirm{Live: lives}}
 	case 14:
-		switch rnd.IntN(7) {
+		switch rnd.IntN(9) {
+		case 7, 8:
+			c := &Witness{}
+			for _, l := range lives {
+				c.Nodes = append(c.Nodes, Witnessed{l, uint64(v.Epoch)})
+			}
+			return Command{Witness: c}
 		case 5, 6:
 			return Command{Enroll: &Enroll{Most: 1 + rnd.IntN(3)}}
 		case 4:

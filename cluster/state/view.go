@@ -80,6 +80,10 @@ type Node struct {
 	// Missing are disks that it once had and has not, by their ids, as long as something may
 	// be on them that nobody else has.
 	Missing []string `json:"missing,omitempty"`
+	// Log is how much of the log it certainly had on its disk, see Witness. Older: it has started with
+	// less, and alone had something; it has no part in anything until it is back with all, or Force.
+	Log   uint64 `json:"log,omitempty"`
+	Older bool   `json:"older,omitempty"`
 	// Drain: it shall hold nothing, by somebody's wish.
 	Drain bool `json:"drain,omitempty"`
 	// Out: it shall hold nothing, for it has been down for long. It ends when the node is up.

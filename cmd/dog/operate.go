@@ -149,8 +149,8 @@ var lostGrid = grid[api.Lost]{
 
 func (a *app) nodeGiveUp() *cobra.Command {
 	var force string
-	c := a.onNode("give-up NODE", "Declare lost what only a node's missing disks had",
-		"Declare lost what only a node had on disks that it has started without. The volumes can be used\nagain then, but what was written there is gone for good: first try to put the disks back and to\nstart the node anew. Tells how much it is; only with --force and the node's name it is done.\n\n"+lostGrid.rawHelp(),
+	c := a.onNode("give-up NODE", "Declare lost what only a node's missing disks had, or its older copy lacks",
+		"Declare lost what only a node had on disks that it has started without, or what is missing in an\nolder copy of the node, as from a backup. The volumes can be used again then, but what was\nwritten there is gone for good: first try to put the disks, or the newest that there is, back\nand to start the node anew. Tells how much it is; only with --force and the node's name it is done.\n\n"+lostGrid.rawHelp(),
 		exactly(1), func(args []string) error {
 			l, err := a.api.GiveUpDisks(a.ctx, args[0], force)
 			if err != nil {

@@ -99,7 +99,7 @@ func (c *call) removeNode() (any, error) {
 	return api.Names{Nodes: []string{n.Name}}, nil
 }
 
-// giveUpDisks declares lost what only a node had on disks that it lacks.
+// giveUpDisks declares lost what only a node had on disks that it lacks, or what is missing in an older copy of it.
 func (c *call) giveUpDisks() (any, error) {
 	n, ok := c.s.nodeCalled(c.r.PathValue("node"))
 	if !ok {
@@ -108,10 +108,10 @@ func (c *call) giveUpDisks() (any, error) {
 	lost := c.s.cfg.Cluster.Absent(n.Name)
 	switch force := c.query("force"); {
 	case lost == 0:
-		return nil, refuse(api.KindInvalid, "node %q lacks no disk that alone has something", n.Name)
+		return nil, refuse(api.KindInvalid, "node %q alone has nothing that is on a disk that it lacks, or that an older copy of it lacks", n.Name)
 	case force == "":
-		return nil, refuse(api.KindBusy, "%d partitions are only on disks that node %q lacks", lost, n.Name).
-			withHint("put the disks back and start the node anew; or give them up with --force and the node's name: what was written there is gone for good")
+		return nil, refuse(api.KindBusy, "%d partitions are only on disks that node %q lacks, or newer than the copy that it has", lost, n.Name).
+			withHint("put the disks, or the newest that it had, back and start the node anew; or give them up with --force and the node's name: what was written there is gone for good")
 	case force != n.Name:
 		return nil, refuse(api.KindInvalid, "the node is called %q, not %.64q: nothing was given up", n.Name, force)
 	}

@@ -34,6 +34,8 @@
 //	log/        segments of raft-wal, preallocated
 //	snapshots/  of all machines together, the newest two
 //	stable      term, vote and the list of segments, overwritten in place
+//	last        how far the log was written, likewise: see mark
+//	began       how far it was when the node was started, until the cluster has taken note: see Began
 //
 // The directory is made under another name and renamed when complete: where it exists,
 // all of it must. Term and vote are in a file that never needs new space, because raft

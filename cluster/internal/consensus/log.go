@@ -104,6 +104,7 @@ type Log struct {
 	host  *host
 	guard *guard
 	wal   *wal.WAL
+	began *began
 	trans raft.WithClose
 	net   *network // nil without a transport
 
@@ -222,14 +223,18 @@ func Open(cfg Config) (l *Log, err error) {
 	if err := g.checkMark(last); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: restore %s from a backup", err, dir), m.close(0), w.Close(), s.Close())
 	}
+	b, err := openBegan(dir, w, cfg.Logger)
+	if err != nil {
+		return nil, errors.Join(err, m.close(0), w.Close(), s.Close())
+	}
 	l = &Log{
-		cfg: cfg, guard: g, wal: w,
+		cfg: cfg, guard: g, wal: w, began: b,
 		host:    newHost(cfg.Machines, cfg.OnApply),
 		changed: make(chan struct{}), notify: make(chan bool, 1), leaders: make(chan raft.Observation, 1), nudges: make(chan struct{}, 1),
 		failed: make(chan struct{}), stop: make(chan struct{}),
 	}
 	if err := l.start(dir); err != nil {
-		return nil, errors.Join(err, m.close(0), w.Close(), s.Close())
+		return nil, errors.Join(err, b.close(), m.close(0), w.Close(), s.Close())
 	}
 	l.wait.Add(2)
 	go l.watch()
@@ -499,7 +504,7 @@ func (l *Log) close(handOver bool) (err error) {
 		close(l.stop)
 		l.wait.Wait()
 		last, lastErr := l.wal.LastIndex()
-		err = errors.Join(err, lastErr, l.guard.mark.close(last), l.trans.Close(), l.wal.Close(), l.guard.stable.Close())
+		err = errors.Join(err, lastErr, l.guard.mark.close(last), l.began.close(), l.trans.Close(), l.wal.Close(), l.guard.stable.Close())
 	})
 	return err
 }
