@@ -56,9 +56,10 @@ type Steward struct {
 	opt     Options
 	leading bool
 	since   time.Time
-	woke    time.Time                // see Woke
-	ready   map[state.Life]time.Time // nodes that may be up, since when
-	given   map[state.Life]bool      // were declared down, which may not have been carried out yet
+	woke    time.Time                  // see Woke
+	ready   map[state.Life]time.Time   // nodes that may be up, since when
+	given   map[state.Life]bool        // were declared down, which may not have been carried out yet
+	missed  map[state.NodeID]time.Time // nodes that are down, since when by the clock of this process
 	links   links
 
 	shape   state.Epoch // of holders
@@ -83,7 +84,7 @@ func (s *Steward) Lead(since time.Time) {
 	if s.leading && s.since.Equal(since) {
 		return
 	}
-	*s = Steward{opt: s.opt, leading: true, since: since, ready: map[state.Life]time.Time{}, given: map[state.Life]bool{}, links: newLinks()}
+	*s = Steward{opt: s.opt, leading: true, since: since, ready: map[state.Life]time.Time{}, given: map[state.Life]bool{}, missed: map[state.NodeID]time.Time{}, links: newLinks()}
 }
 
 // Follow says that this node does not lead.
@@ -389,8 +390,24 @@ func (r *round) declareUp() {
 	r.Commands = append(r.Commands, state.Command{SetNodes: c})
 }
 
+// miss notes since when nodes are down. The state says it too, but by the time of day of whoever led then, which may differ from
+// this node's, and may be set.
+func (r *round) miss() {
+	for id := range r.s.missed {
+		if n := r.v.Node(id); n == nil || n.State == state.NodeUp {
+			delete(r.s.missed, id)
+		}
+	}
+	for _, n := range r.v.Nodes {
+		if _, ok := r.s.missed[n.ID]; !ok && n.State != state.NodeUp {
+			r.s.missed[n.ID] = r.now
+		}
+	}
+}
+
 // putOut finds nodes that have been down for too long.
 func (r *round) putOut() {
+	r.miss()
 	after, ever := r.v.Cluster.OutAfter()
 	if !ever || r.v.Cluster.Hold {
 		return
@@ -404,11 +421,7 @@ func (r *round) putOut() {
 			up += share
 			continue
 		}
-		since := n.Since
-		if r.s.since.After(since) {
-			since = r.s.since
-		}
-		if share > 0 && r.now.Sub(since) >= after {
+		if share > 0 && r.now.Sub(r.s.missed[n.ID]) >= after {
 			c.Nodes = append(c.Nodes, state.Life{Node: n.ID, Incarnation: n.Incarnation})
 		}
 	}

@@ -436,6 +436,27 @@ func TestOutIsWatchedByOneLeader(t *testing.T) {
 	}
 }
 
+// For how long a node has been down is measured by the leader's clock that only goes on: what others have written, whose clocks
+// differ, or what its own has been set to since, brings no data elsewhere after a moment, nor keeps it from that.
+func TestOutDoesNotDependOnTimeOfDay(t *testing.T) {
+	for _, wrong := range []time.Duration{-50 * time.Minute, 50 * time.Minute} {
+		w := newWorld(t, 16, 2, 4)
+		w.pass(time.Hour)
+		w.quiet["n4"] = true
+		w.pass(limit - 200*time.Millisecond) // this leader would declare it down with the next step
+		n4 := w.view().NodeByName("n4")
+		w.apply(state.Command{SetNode: &state.SetNode{Node: n4.ID, Incarnation: n4.Incarnation, State: state.NodeDown, At: w.now.Add(wrong)}})
+		w.pass(state.DefaultOutAfter - time.Second)
+		if w.view().NodeByName("n4").Out {
+			t.Errorf("clocks differ by %v: it is out too soon", wrong)
+		}
+		w.pass(3 * time.Second)
+		if !w.view().NodeByName("n4").Out {
+			t.Errorf("clocks differ by %v: it is not out in time", wrong)
+		}
+	}
+}
+
 func TestDrainAndWeights(t *testing.T) {
 	w := newWorld(t, 64, 2, 4)
 	w.sync()
