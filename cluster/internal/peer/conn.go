@@ -118,9 +118,15 @@ func (c *conn) receive() error {
 	return nil
 }
 
+var began = time.Now()
+
+// ticks is a time in nanoseconds on a clock that nobody sets, never 0: a connection must not count as stalled, or never count as
+// that, because the time of day is set.
+func ticks(t time.Time) int64 { return int64(t.Sub(began)) + 1 }
+
 // heartbeat carries out what both sides do about heartbeats.
 func (c *conn) heartbeat(h *header) {
-	now := uint64(time.Now().UnixNano())
+	now := uint64(ticks(time.Now()))
 	switch {
 	case h.typ == framePong && now >= h.id:
 		c.rtt.Store(max(1, int64(now-h.id)))
@@ -134,7 +140,7 @@ func (c *conn) heartbeat(h *header) {
 // beat sends a heartbeat, unless the previous one has not left yet.
 func (c *conn) beat() {
 	if c.ping.busy.CompareAndSwap(false, true) {
-		h := header{typ: framePing, id: uint64(time.Now().UnixNano())}
+		h := header{typ: framePing, id: uint64(ticks(time.Now()))}
 		h.encode(&c.ping.header, c.seed)
 		c.out.putWake(&c.ping.frame)
 	}
@@ -156,7 +162,7 @@ func (c *conn) tick(now time.Time, silence, stall time.Duration) {
 		c.fail(errSilent)
 	}
 	for _, since := range [...]int64{c.in.since.Load(), c.out.blocked.Load()} {
-		if since != 0 && now.UnixNano()-since > int64(stall) {
+		if since != 0 && ticks(now)-since > int64(stall) {
 			c.fail(errStalled)
 		}
 	}

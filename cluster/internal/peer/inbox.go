@@ -211,7 +211,7 @@ func (in *inbox) receive(dst []byte) error {
 	if len(in.fill) == 0 {
 		return nil
 	}
-	in.since.Store(time.Now().UnixNano())
+	in.since.Store(ticks(time.Now()))
 	defer func() {
 		in.fill = nil
 		in.since.Store(0)

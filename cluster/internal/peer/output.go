@@ -35,7 +35,7 @@ type output struct {
 	closed     bool
 
 	wake chan struct{} // passes the ownership to the sender
-	// blocked is since when sending waits for the other side, as UnixNano; 0: it does not.
+	// blocked is since when sending waits for the other side, by ticks; 0: it does not.
 	blocked atomic.Int64
 
 	// The owner's.
@@ -172,7 +172,7 @@ func (o *output) send(wait bool) {
 			continue
 		}
 		if wait && o.blocked.Load() == 0 {
-			o.blocked.Store(time.Now().UnixNano())
+			o.blocked.Store(ticks(time.Now()))
 		}
 		n, err := o.c.link.send(o.vec, wait)
 		switch {
