@@ -172,3 +172,58 @@ func TestLearnerLeavesItsDiskBetweenEpochs(t *testing.T) {
 		t.Errorf("on the next disk: %v, %v", store.objects, err)
 	}
 }
+
+// unsound is a member of partitions that cannot be made equal to the primary.
+type unsound struct{}
+
+func (unsound) Kick() {}
+func (unsound) Submit(c *peer.Call) {
+	switch c.Op {
+	case opSurvey:
+		c.ReplyData = appendReport(nil, replica.Report{Recent: []object.ID{7}}, nil)
+	default:
+		c.Err = object.ErrIO
+	}
+	c.Done(c)
+}
+
+// A primary whose disk is out of service does not have a member taken out that could not be made equal to it: that one has what the
+// primary has not any more. It goes itself.
+func TestPrimaryWithoutItsDiskGoesItself(t *testing.T) {
+	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
+	for _, failed := range []bool{true, false} {
+		proposed := make(chan state.ChangeISR, 1000)
+		r, err := New(t.Context(), Config{
+			Self: self, Store: &emptied{failed: failed, only: true, objects: map[object.ID]bool{}}, Peer: func(state.NodeID) Peer { return unsound{} },
+			Fence: func(object.VID, uint64) error { return nil }, Propose: func(c state.ChangeISR) { proposed <- c },
+			AckTimeout: 10 * time.Millisecond, Resend: time.Millisecond,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.SetLease(time.Now().Add(time.Hour))
+		r.SetState(&state.View{
+			Cluster: state.Cluster{ID: "c", Partitions: 1}, Epoch: 3,
+			Nodes: []*state.Node{{ID: 1, Incarnation: 1, State: state.NodeDown}, {ID: 2, Incarnation: 1, State: state.NodeUp}},
+			Policies: []*state.Policy{{ID: 1, Copies: 2, MinInSync: 1, Partitions: []state.Partition{
+				{Epoch: 3, ISR: []state.NodeID{1, 2}, Targets: []state.NodeID{1, 2}},
+			}}},
+		})
+		want := other.Node
+		if failed {
+			want = self.Node
+		}
+		for end := time.After(20 * time.Second); len(proposed) == 0; {
+			r.Tick()
+			select {
+			case <-end:
+				t.Fatal("nobody is to be taken out")
+			case <-time.After(time.Millisecond):
+			}
+		}
+		if c := <-proposed; c.Remove != want {
+			t.Errorf("with its disk failed %v, the primary would have node %d taken out, not %d", failed, c.Remove, want)
+		}
+		r.Close()
+	}
+}

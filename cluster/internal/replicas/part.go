@@ -372,6 +372,11 @@ func (p *part) effect(e *replica.Effect) {
 		p.unsent = true
 		p.sync(e)
 	case replica.Expel:
+		if e.To != r.cfg.Self && len(p.p.Members()) > 1 && r.cfg.Store.Failed(p.group) {
+			// What the other one could not take in time was to come from here: it may be all that is left.
+			p.post(event{kind: evFailed, peer: r.cfg.Self})
+			return
+		}
 		r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: e.Epoch, Remove: e.To.Node})
 	case replica.Admit:
 		r.cfg.Propose(state.ChangeISR{Policy: p.group.Policy, Partition: p.group.Partition, Epoch: e.Epoch, Add: e.To.Node})
