@@ -179,7 +179,7 @@ func (c *core) finishTrim(ctx context.Context) error {
 	if err := c.removeCleared(ctx, m); err != nil {
 		return err
 	}
-	if err := c.sync(ctx, m); err != nil {
+	if err := c.syncAs(ctx, m); err != nil {
 		return err
 	}
 	_, err := c.s.propose(ctx, catalog.Command{Trimmed: &catalog.Trimmed{Ref: v.Ref, Size: v.Size, Generation: m.under}})

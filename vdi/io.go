@@ -132,7 +132,11 @@ func (c *core) submitParts(r *Request, count int32) {
 func (c *core) submitLong(r *Request) {
 	r.Err = c.inPieces(r)
 	if r.Err == nil && r.Flags&FlagFUA != 0 {
-		r.Err = explain(c.syncNow(context.Background()), "%s %d bytes at %d of %s", verbs[r.Op], r.Len, r.Off, c.title())
+		err := c.syncNow(context.Background())
+		if errors.Is(err, errDisowned) { // whoever was told of it
+			err = fmt.Errorf("%w: some of it", object.ErrLost)
+		}
+		r.Err = explain(err, "%s %d bytes at %d of %s", verbs[r.Op], r.Len, r.Off, c.title())
 	}
 	r.Done(r)
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"sheepdog/storage/object"
+	"sheepdog/vdi"
 )
 
 // What a register is, beside a value. Beyond the size of its volume it may read as 0, for who has not heard of that yet.
@@ -35,8 +36,10 @@ type operation struct {
 	deed        deed
 	value, next uint32
 	begin, end  int64
-	maybe       bool       // it failed: it may not have been carried out. If end is 0 it may still be
-	vid         object.VID // unless 0, what it was meant for: it was carried out before that became a snapshot
+	maybe       bool        // it failed: it may not have been carried out. If end is 0 it may still be
+	vid         object.VID  // unless 0, what it was meant for: it was carried out before that became a snapshot
+	durable     bool        // no power cut undoes it
+	volume      *vdi.Volume // through which it was asked for
 }
 
 // leaves is what the register is after it, if that is known.

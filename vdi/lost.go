@@ -11,7 +11,8 @@ import (
 // so once, with object.ErrLost, to the next sync of the volume, whoever asks for it. Two things follow:
 //   - whoever flushes next is told, each Volume once, and who opens the VDI later too until somebody has Heard it, though it may have
 //     been a copy on write, a snapshot or the background that found out;
-//   - what is in memory of the map is not what is stored any more, so it is read anew.
+//   - what is in memory of the map is not what is stored any more, so it is read anew. Who has done something by it, and makes that durable
+//     after somebody else was told, begins anew as well: see syncAs.
 
 // noteSync is called with how each sync of a volume has ended that covers what clients wrote; before anybody can see that,
 // for who flushes then is not told by the objects any more.

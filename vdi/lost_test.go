@@ -277,3 +277,97 @@ func TestUnflushedOfDeletedIsForgotten(t *testing.T) {
 		}
 	}
 }
+
+// toldToAnother cuts the power when something is done to an object for the n-th time, and has another client hear of what is lost by its flush
+// before that goes on.
+func toldToAnother(t *testing.T, w *vditest.World, other *vdi.Volume, what string, kind object.Kind, n int) *atomic.Bool {
+	var cut atomic.Bool
+	count := 0
+	w.Objects.Fault = func(now string, id object.ID) error {
+		k, _ := id.Kind()
+		if now != what || k != kind || cut.Load() {
+			return nil
+		}
+		if count++; count == n {
+			cut.Store(true)
+			w.Objects.Restart(luck, 0)
+			if err := other.Flush(ctx); !errors.Is(err, object.ErrLost) {
+				t.Errorf("flush: %v, want %v", err, object.ErrLost)
+			}
+		}
+		return nil
+	}
+	return &cut
+}
+
+// A shrink whose discards a power cut has undone goes on with them, also if somebody else has heard of the loss: what was cut off never comes
+// back.
+func TestTrimThatWasLostIsDoneAgain(t *testing.T) {
+	w := vditest.NewWorld(t)
+	s := w.Service()
+	v := create(t, s, "v", 4<<20)
+	write(t, v, 0, 4<<20, 'a')
+	must[vdi.Info](t)(s.Snapshot(ctx, "v", "base"))
+	write(t, v, 2<<20, 1<<20, 'b')
+	if err := v.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	cut := toldToAnother(t, w, open(t, s, "v"), "write", object.KindMap, 1) // the entry of what is the snapshot's
+	const size = 2<<20 + 4096
+	if _, err := s.Resize(ctx, "v", size); err != nil || !cut.Load() {
+		t.Fatalf("shrink: %v, the power was cut: %v", err, cut.Load())
+	}
+	if _, err := s.Resize(ctx, "v", 4<<20); err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int64{size, 3 << 20} {
+		if b := byteAt(t, open(t, s, "v"), off); b != 0 {
+			t.Errorf("at %d, which was cut off, is %q", off, b)
+		}
+	}
+}
+
+// An object that was discarded goes only when its hole in the map is durable. A power cut that has undone that, of which somebody else has heard,
+// brings back an entry: its object is there.
+func TestObjectStaysWhenItsHoleWasLost(t *testing.T) {
+	w := vditest.NewWorld(t)
+	s := w.Service()
+	const far = 2000 << 20 // in another page of the map
+	v := create(t, s, "v", far+1<<20)
+	for _, off := range []int64{0, far} {
+		write(t, v, off, 4096, 'a')
+	}
+	if err := errors.Join(v.Flush(ctx), s.Collect(ctx), v.Discard(ctx, 0, 1<<20), v.Discard(ctx, far, 1<<20), v.Flush(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	cut := toldToAnother(t, w, open(t, s, "v"), "write", object.KindMap, 2)
+	if err := s.Collect(ctx); err != nil && !errors.Is(err, vdi.ErrStale) && !errors.Is(err, vdi.ErrIO) || !cut.Load() {
+		t.Fatalf("collect: %v, the power was cut: %v", err, cut.Load())
+	}
+	for _, off := range []int64{0, far} {
+		if b := byteAt(t, v, off); b != 0 {
+			t.Errorf("at %d, which was discarded, is %q", off, b)
+		}
+	}
+}
+
+// A write with FUA to an object that is new is durable when it is answered, also if a power cut has taken the object's entry meanwhile and
+// somebody else has heard of that.
+func TestFUARenewsEntryThatWasLost(t *testing.T) {
+	w := vditest.NewWorld(t)
+	s := w.Service()
+	v := create(t, s, "v", 4<<20)
+	write(t, v, 0, 4096, 'n')
+	cut := toldToAnother(t, w, open(t, s, "v"), "write", object.KindData, 1)
+	done := make(chan error, 1)
+	r := vdi.Request{Op: vdi.OpWrite, Flags: vdi.FlagFUA, Off: 8192, Len: 1, Data: []byte("f"), Done: func(r *vdi.Request) { done <- r.Err }}
+	v.Submit(&r)
+	v.Kick()
+	if err := <-done; err != nil || !cut.Load() {
+		t.Fatalf("write with FUA: %v, the power was cut: %v", err, cut.Load())
+	}
+	w.Crash(luck, 0)
+	if b := byteAt(t, open(t, w.Service(), "v"), 8192); b != 'f' {
+		t.Errorf("what was written with FUA is %q", b)
+	}
+}

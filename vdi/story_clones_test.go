@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"sheepdog/storage/object"
 	"sheepdog/vdi"
@@ -27,7 +28,7 @@ func (s *tale) clones(rng *rand.Rand) {
 		c := &cloned{name: fmt.Sprint("c", k)}
 		g := s.writer(rng)
 		if err := s.clone(g, c, rng.IntN(2) == 0); err != nil {
-			if !g.Killed() {
+			if !g.Killed() && !lost(err) {
 				s.fail("clone %s through %s: %v", c.name, g.Name, err)
 				return
 			}
@@ -88,14 +89,50 @@ func (s *tale) useClone(c *cloned, rng *rand.Rand) (*vditest.Gateway, error) {
 	g := s.writer(rng)
 	g.CatchUp()
 	c.unsure = true
+	before, failed := c.snaps, false
 	for range 1 + rng.IntN(4) {
-		if err := s.changeClone(g, c, rng); err != nil {
+		err := s.changeClone(g, c, rng)
+		if failed = lost(err); failed {
+			break
+		}
+		if err != nil {
+			return g, err
+		}
+	}
+	if s.powerless() {
+		if err := s.flushClone(g, c, before, failed); err != nil {
 			return g, err
 		}
 	}
 	c.unsure = false
 	h := s.knowing(rng)
 	return h, s.verifyClone(c, h)
+}
+
+// flushClone makes durable what was done to a clone. If some of it is lost, or has failed, it goes on from what there is.
+func (s *tale) flushClone(g *vditest.Gateway, c *cloned, before []*snap, failed bool) error {
+	v, err := g.Open(ctx, c.name, "", vdi.OpenOptions{Client: "story"})
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	err = v.Flush(ctx)
+	if !lost(err) && !failed {
+		return err
+	}
+	s.happened("losses of clones")
+	for range 10 {
+		if !lost(err) {
+			break
+		}
+		err = v.Flush(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	c.snaps = slices.DeleteFunc(c.snaps, func(x *snap) bool { return !slices.Contains(before, x) }) // it is not known what others have
+	c.values, err = lookAll(g.Service, c.name, "")
+	return err
 }
 
 // changeClone does one thing to a clone.
@@ -118,8 +155,9 @@ func (s *tale) changeClone(g *vditest.Gateway, c *cloned, rng *rand.Rand) (err e
 	case k < 4:
 		x := &snap{tag: fmt.Sprint("t", c.made), values: c.values}
 		c.made++
-		_, err = g.Snapshot(ctx, c.name, x.tag)
-		c.snaps = append(c.snaps, x)
+		if _, err = g.Snapshot(ctx, c.name, x.tag); err == nil {
+			c.snaps = append(c.snaps, x)
+		}
 	case k < 5 && len(c.snaps) > 0:
 		_, err = g.Rollback(ctx, c.name, c.snaps[i].tag)
 		c.values = c.snaps[i].values

@@ -75,7 +75,7 @@ func (s *tale) live(rng *rand.Rand) {
 				s.keeps(s.knowing(rng), "w", &x.snap)
 			}
 		}
-		if err != nil && !g.Killed() {
+		if err != nil && !g.Killed() && !lost(err) {
 			s.fail("life through %s: %v", g.Name, err)
 			return
 		}
@@ -172,7 +172,7 @@ func (l *living) take(g *vditest.Gateway, tag string) error {
 func (l *living) snapshots(rng *rand.Rand) {
 	for k := 0; l.nap(rng, l.rest); k++ {
 		g := l.some(rng)
-		if err := l.take(g, fmt.Sprint("u", k)); err != nil && !g.Killed() {
+		if err := l.take(g, fmt.Sprint("u", k)); err != nil && !g.Killed() && !lost(err) {
 			l.fail("snapshot of w through %s: %v", g.Name, err)
 		}
 	}
@@ -245,13 +245,16 @@ func (l *living) visit(i int, rng *rand.Rand) {
 		}
 		c.h = l.life(v.Family)
 		for range rng.IntN(30) {
-			if err = c.operate(); err != nil || !l.nap(rng, l.rest/4) {
+			if err = c.operate(); err == nil && l.powerless() && rng.IntN(8) == 0 {
+				err = c.flush(c.h, c.v)
+			}
+			if err != nil && !lost(err) || !l.nap(rng, l.rest/4) {
 				break
 			}
 		}
 	}
 	switch {
-	case err == nil, c.g.Killed(), errors.Is(err, vdi.ErrBusy):
+	case err == nil, c.g.Killed(), lost(err), errors.Is(err, vdi.ErrBusy):
 	case errors.Is(err, vdi.ErrNotFound) && (c.v == nil || l.turned(&l.ends, true) > c.since):
 	default:
 		l.fail("w through %s: %v", c.g.Name, err)
@@ -261,7 +264,7 @@ func (l *living) visit(i int, rng *rand.Rand) {
 
 func (s *tale) finishLives() {
 	for family, h := range s.lives {
-		if why := h.verify(); why != "" {
+		if why := h.verify(s.cuts); why != "" {
 			s.fail("life %d of w: %s", family, why)
 		}
 	}

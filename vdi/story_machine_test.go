@@ -2,6 +2,7 @@ package vdi_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -72,7 +73,7 @@ func (s *tale) save(tag string, touched map[object.VID]bool, rng *rand.Rand) *ma
 		err = g.Describe(ctx, h.VID, tag, m.size, m.clock)
 	}
 	if err != nil {
-		if !g.Killed() && !errors.Is(err, vdi.ErrReadOnly) && !errors.Is(err, vdi.ErrNotFound) {
+		if !g.Killed() && !lost(err) && !errors.Is(err, vdi.ErrReadOnly) && !errors.Is(err, vdi.ErrNotFound) {
 			s.fail("save a machine's state through %s: %v", g.Name, err)
 		}
 		return nil
@@ -92,8 +93,16 @@ func (s *tale) save(tag string, touched map[object.VID]bool, rng *rand.Rand) *ma
 	return m
 }
 
-// writeState writes some of the state, some of it twice.
-func (s *tale) writeState(g *vditest.Gateway, vid object.VID, m *machine, rng *rand.Rand) error {
+// writeState writes some of the state, some of it twice, and flushes it where the power may be cut.
+func (s *tale) writeState(g *vditest.Gateway, vid object.VID, m *machine, rng *rand.Rand) (err error) {
+	if s.powerless() {
+		v, cannot := g.OpenVID(vid, "story", true) // which may be a snapshot by now, and be deleted
+		if cannot != nil {
+			return cannot
+		}
+		defer v.Close()
+		defer func() { err = cmp.Or(err, v.Flush(ctx)) }()
+	}
 	for range 1 + rng.IntN(4) {
 		index, off := uint32(rng.IntN(3)), uint32(rng.IntN(2))*object.BlockSize
 		p := bytes.Repeat(binary.LittleEndian.AppendUint32(nil, s.value()), object.BlockSize/4)

@@ -30,8 +30,8 @@ import (
 // take turns in the same order every time.
 //
 // Each kind of actor has a file: clients of the volume v and who changes it as a whole (story_volume_test.go),
-// machines that keep their state beside it (story_machine_test.go), clones of it (story_clones_test.go), and volumes of
-// one name that come and go (story_lives_test.go).
+// machines that keep their state beside it (story_machine_test.go), clones of it (story_clones_test.go), volumes of
+// one name that come and go (story_lives_test.go), and who cuts the power of what keeps the objects (story_power_test.go).
 
 var (
 	storySeed  = flag.Uint64("vdi.seed", 0, "run the story of this seed alone")
@@ -103,7 +103,7 @@ func (c chapter) perform(t *testing.T) (o told) {
 // atLeast is how often something is to happen in 20 stories.
 var atLeast = map[string]int{
 	"operations": 2000, "snapshots": 20, "rollbacks": 5, "resizes": 10, "clones": 5, "lives": 10, "states of machines": 5,
-	"times other copies": 5, "gateways killed": 1,
+	"times other copies": 5, "gateways killed": 1, "power cuts": 5,
 }
 
 // Gateways whose messages and catalogs come at any time, that stop, are killed and start anew,
@@ -162,6 +162,7 @@ type tale struct {
 	cloned  []*cloned
 	v       saga
 	lives   map[uint64]*saga // of volumes w, by family
+	cuts    []*cut           // of the power
 
 	mu       sync.Mutex
 	counts   map[string]int
@@ -221,6 +222,9 @@ func (s *tale) run(t *testing.T) {
 		s.serve(i, rng.Uint64())
 	}
 	actors := []func(*rand.Rand){s.stops, s.kill, s.alters}
+	if s.powerless() {
+		actors = append(actors, s.cutPower)
+	}
 	for _, fn := range []func(*rand.Rand){s.snapshots, s.resizes, s.machines, s.clones, s.live} {
 		if rng.IntN(3) > 0 {
 			actors = append(actors, fn)
@@ -338,7 +342,7 @@ func (s *tale) alters(rng *rand.Rand) {
 		case err == nil:
 			s.happened("times other copies")
 		case name == "w" && errors.Is(err, vdi.ErrNotFound):
-		case !g.Killed() && !errors.Is(err, vdi.ErrBusy) && !errors.Is(err, vdi.ErrStale) && !errors.Is(err, vdi.ErrUnavailable):
+		case !g.Killed() && !lost(err) && !errors.Is(err, vdi.ErrBusy) && !errors.Is(err, vdi.ErrStale) && !errors.Is(err, vdi.ErrUnavailable):
 			s.fail("other copies of %s through %s: %v", name, g.Name, err)
 		}
 	}
@@ -353,8 +357,11 @@ func (s *tale) finish(rng *rand.Rand) {
 	s.finishVolume(rng)
 	s.finishClones()
 	s.finishLives()
+	if s.powerless() {
+		s.finishPower(rng)
+	}
 	for _, g := range s.gateways { // each gives up what it had reserved when its background ended
-		if err := g.Collect(ctx); err != nil {
+		if err := g.Collect(ctx); err != nil && !lost(err) {
 			s.fail("collect through %s: %v", g.Name, err)
 		}
 	}

@@ -34,6 +34,8 @@ type saga struct {
 	shots map[object.VID]int64 // when a vid had become a snapshot
 	turns [2]int               // how many changes of it as a whole have begun, and are over
 	backs [][2]int64           // when it was rolled back: from when to when. Until then some gateways read it as it was, others not
+
+	flushes []flush
 }
 
 // between reports whether the operation was under way while the volume was rolled back.
@@ -71,7 +73,7 @@ func (s *tale) note(h *saga, begin int64, err error, list ...on) {
 			if o.deed == reads || o.deed == looks {
 				continue
 			}
-			if o.maybe = true; !errors.Is(err, vdi.ErrInvalid) {
+			if o.maybe = true; !errors.Is(err, vdi.ErrInvalid) && !errors.Is(err, object.ErrLost) {
 				o.end = 0
 			}
 		}
@@ -108,8 +110,8 @@ func (s *tale) turned(h *saga, begun bool) int {
 	return h.turns[1]
 }
 
-// verify says what is wrong with a saga.
-func (h *saga) verify() string {
+// verify says what is wrong with a saga, with cuts of the power.
+func (h *saga) verify(cuts []*cut) string {
 	for n, ops := range h.ops {
 		for i := range ops {
 			o := &ops[i]
@@ -126,7 +128,11 @@ func (h *saga) verify() string {
 			o.end = at
 		}
 		ops = slices.DeleteFunc(ops, func(o operation) bool { return o.deed == reads && h.between(&o) })
-		if why := linearizable(ops); why != "" {
+		ops, why := h.powerless(ops, cuts)
+		if why == "" {
+			why = linearizable(ops)
+		}
+		if why != "" {
 			return fmt.Sprintf("register %d: %s", n, why)
 		}
 	}
@@ -199,13 +205,14 @@ func (c *client) run() error {
 		again := c.rng.IntN(100) == 0
 		switch err := c.operate(); {
 		case err == nil:
+		case lost(err):
 		case errors.Is(err, vdi.ErrInvalid) && c.turned(c.h, true) > c.since, c.native && errors.Is(err, vdi.ErrReadOnly):
 			again = again || c.native || c.rng.IntN(3) == 0
 		default:
 			return err
 		}
 		if c.rng.IntN(50) == 0 {
-			if err := c.v.Flush(ctx); err != nil {
+			if err := c.flush(c.h, c.v); err != nil && !lost(err) {
 				return err
 			}
 		}
@@ -263,6 +270,7 @@ func (c *client) operate() (err error) {
 			binary.LittleEndian.PutUint32(p, o.next)
 			return nil
 		})
+		o.volume = c.v
 		c.note(c.h, begin, err, on{n, o})
 		return err
 	case k < 14: // a block
@@ -295,7 +303,7 @@ func (c *client) write(n int) error {
 	}
 	err := request(c.v, r)
 	if !errors.Is(err, vdi.ErrReadOnly) {
-		c.note(c.h, begin, err, on{n, operation{deed: writes, value: value, vid: c.vid}})
+		c.note(c.h, begin, err, on{n, operation{deed: writes, value: value, vid: c.vid, durable: r.Flags&vdi.FlagFUA != 0, volume: c.v}})
 	}
 	return err
 }
@@ -305,7 +313,7 @@ func (c *client) clear(r vdi.Request) error {
 	var list []on
 	for n := range registers {
 		if place(n) >= r.Off && place(n) < r.Off+r.Len {
-			list = append(list, on{n, operation{deed: writes, vid: c.vid}})
+			list = append(list, on{n, operation{deed: writes, vid: c.vid, durable: r.Flags&vdi.FlagFUA != 0, volume: c.v}})
 		}
 	}
 	if r.Len <= c.v.ObjectSize() {
@@ -334,7 +342,7 @@ func (s *tale) take(g *vditest.Gateway, tag string, rng *rand.Rand) *snap {
 	begin := s.tick()
 	info, err := g.Snapshot(ctx, "v", tag)
 	if err != nil {
-		if !g.Killed() {
+		if !g.Killed() && !lost(err) {
 			s.fail("snapshot through %s: %v", g.Name, err)
 		}
 		return nil
@@ -415,7 +423,7 @@ func (s *tale) change(rng *rand.Rand, what string, do func(*vditest.Gateway) err
 		if err == nil {
 			break
 		}
-		if !g.Killed() {
+		if !g.Killed() && !lost(err) {
 			s.fail("%s through %s: %v", what, g.Name, err)
 			return
 		}
@@ -429,7 +437,7 @@ func (s *tale) change(rng *rand.Rand, what string, do func(*vditest.Gateway) err
 	}
 	for _, o := range list {
 		for i, begin := range begun {
-			o.begin, o.end, o.maybe = begin, end, i < len(begun)-1
+			o.begin, o.end, o.maybe, o.durable = begin, end, i < len(begun)-1, true
 			s.v.ops[o.n] = append(s.v.ops[o.n], o.operation)
 			o.maybe = true // twice, if another change comes between that and its end
 			s.v.ops[o.n] = append(s.v.ops[o.n], o.operation)
@@ -522,7 +530,7 @@ func (s *tale) finishVolume(rng *rand.Rand) {
 			s.note(&s.v, begin, nil, on{n, operation{deed: looks, value: value}})
 		}
 	}
-	if why := s.v.verify(); why != "" {
+	if why := s.v.verify(s.cuts); why != "" {
 		s.fail("%s", why)
 	}
 }

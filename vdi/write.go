@@ -243,7 +243,7 @@ func (t *transition) clean(ctx context.Context) error {
 	return t.sync(ctx)
 }
 
-func (t *transition) sync(ctx context.Context) error { return t.c.sync(ctx, t.m) }
+func (t *transition) sync(ctx context.Context) error { return t.c.syncAs(ctx, t.m) }
 
 // remove removes the volume's own object of an index.
 func (c *core) remove(ctx context.Context, m *mapping, index uint32) error {
@@ -306,12 +306,21 @@ func (c *core) noteDoubt(index uint32) {
 	c.mu.Unlock()
 }
 
-// syncNow is a flush that waits.
+// syncNow is a flush that waits, for who goes on from what is stored then: see syncAs.
 func (c *core) syncNow(ctx context.Context) error {
 	m, list := c.takeVolatile()
-	err := c.sync(ctx, m)
+	err := c.syncAs(ctx, m)
 	c.bookFlush(m, list, err)
 	return err
+}
+
+// syncAs is sync for who goes on as the owner by m. It fails as stale if a power cut has undone some of what m has stored: another flush may have
+// been told of that, and this one covers only what was done since.
+func (c *core) syncAs(ctx context.Context, m *mapping) error {
+	if err := c.sync(ctx, m); err != nil || !m.table.lost.Load() {
+		return err
+	}
+	return errDisowned
 }
 
 // sync makes durable what this node has completed for the volume.

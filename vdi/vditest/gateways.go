@@ -112,6 +112,19 @@ func (c *Cluster) Crash(keep float64) {
 	c.Objects = c.Objects.Crash(c.rng, keep)
 }
 
+// Cut has some of who keeps the objects lose its power and come back while the gateways go on, or all of them: see Objects.RestartSome.
+func (c *Cluster) Cut(keep float64, some bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	which := object.ID(c.rng.IntN(holders))
+	c.Objects.RestartSome(c.rng, keep, func(p object.PolicyID, id object.ID) bool {
+		return !some || (id^id>>32+object.ID(p))%holders == which
+	})
+}
+
+// holders is how many keep the objects, each some of them.
+const holders = 3
+
 // Stop stops the gateway as SIGSTOP does; what it has sent arrives nevertheless.
 func (g *Gateway) Stop() { g.set(func() { g.stopped = time.Now() }) }
 
@@ -306,10 +319,7 @@ func (p *path) carry(f func(*Objects) error) error {
 	}
 	c := p.g.cluster
 	c.pause(c.Delay)
-	c.mu.Lock()
-	o := c.Objects
-	c.mu.Unlock()
-	err := f(o)
+	err := f(p.objects())
 	c.pause(c.Delay)
 	if dead := p.g.running(); dead != nil {
 		return dead
@@ -323,21 +333,53 @@ func (p *path) Submit(r *object.Request) {
 		if kind, _ := r.ID.Kind(); r.Op == object.OpWrite && kind == object.KindMap && p.g.cluster.SlowMaps {
 			p.g.cluster.pause(20 * p.g.cluster.Delay)
 		}
-		r.Complete(p.carry(func(o *Objects) error { return o.do(r, p.g.id()) }))
+		if r.Op == object.OpSync {
+			r.Complete(p.sync(r))
+			return
+		}
+		if r.Op == object.OpRead {
+			r.Complete(p.carry(func(o *Objects) error { return o.read(r) }))
+			return
+		}
+		write := func(o *Objects) error { return o.write(r, p.g.id()) }
+		if r.Flags&object.FlagFUA != 0 {
+			r.Complete(p.carry(write))
+			return
+		}
+		r.Complete(p.change(r.Volume, write))
 	}()
 }
 
-func (o *Objects) do(r *object.Request, node string) error {
-	switch r.Op {
-	case object.OpRead:
-		return o.read(r)
-	case object.OpSync:
-		o.mu.Lock()
-		made := o.made
-		o.mu.Unlock()
-		return o.sync(r, made, node)
+// change is carry for what changes something, and is not durable by itself.
+func (p *path) change(volume object.VID, f func(*Objects) error) error {
+	var at *Objects
+	var restarts uint64
+	err := p.carry(func(o *Objects) error {
+		at, restarts = o, o.Restarts()
+		return f(o)
+	})
+	if err == nil {
+		at.answered(volume, p.g.id(), restarts)
 	}
-	return o.write(r, node)
+	return err
+}
+
+// sync covers what was answered before it was asked for.
+func (p *path) sync(r *object.Request) error {
+	var at *Objects
+	t := p.objects().ticket()
+	err := p.carry(func(o *Objects) error { at = o; return o.sync(r, t, p.g.id()) })
+	if err != nil {
+		return err
+	}
+	return at.tell(r, t, p.g.id())
+}
+
+func (p *path) objects() *Objects {
+	c := p.g.cluster
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.Objects
 }
 
 // Kick implements vdi.Objects.
@@ -345,12 +387,12 @@ func (p *path) Kick() { /* nothing is held back */ }
 
 // Copy implements vdi.Objects.
 func (p *path) Copy(_ context.Context, r object.CopyRequest) error {
-	return p.carry(func(o *Objects) error { return o.copy(r, p.g.id()) })
+	return p.change(r.Volume, func(o *Objects) error { return o.copy(r, p.g.id()) })
 }
 
 // Delete implements vdi.Objects.
 func (p *path) Delete(_ context.Context, r object.DeleteRequest) error {
-	return p.carry(func(o *Objects) error { return o.delete(r, p.g.id()) })
+	return p.change(r.Volume, func(o *Objects) error { return o.delete(r, p.g.id()) })
 }
 
 // Extents implements vdi.Objects.

@@ -4,6 +4,7 @@
 package vditest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -63,6 +64,19 @@ type owed struct {
 	node   string
 }
 
+// loss are changes of somebody that a power cut may have undone. It is told to each sync that covers some and has begun before one
+// was told.
+type loss struct {
+	first, last int   // changes, by number
+	told        int64 // 0: not yet
+}
+
+// ticket is what a sync covers: it is taken where it is asked for.
+type ticket struct {
+	made  int   // changes before
+	began int64 // in the order of syncs and what they were told
+}
+
 // Objects implements vdi.Objects in memory. Writes wait for Kick, as in the real store.
 // Its methods may be called from any goroutine.
 type Objects struct {
@@ -81,8 +95,9 @@ type Objects struct {
 	held        []*object.Request
 	generations map[object.VID]uint64
 	dead        bool
-	unflushed   map[owed]bool // who has made changes that no sync of its own has covered
-	owed        map[owed]bool // who is still to be told of what was lost
+	unflushed   map[owed]bool   // who has made changes that no sync of its own has covered
+	owed        map[owed][]loss // who is to be told of what was lost
+	order       int64           // of syncs
 	restarts    uint64
 
 	steps   atomic.Int64 // changing operations so far
@@ -92,7 +107,7 @@ type Objects struct {
 
 // NewObjects returns an empty set of objects.
 func NewObjects() *Objects {
-	return &Objects{current: image{}, durable: image{}, generations: map[object.VID]uint64{}, owed: map[owed]bool{}, unflushed: map[owed]bool{}}
+	return &Objects{current: image{}, durable: image{}, generations: map[object.VID]uint64{}, owed: map[owed][]loss{}, unflushed: map[owed]bool{}}
 }
 
 // CrashAfter makes every operation from the n-th changing one on fail; Crash then tells
@@ -137,19 +152,48 @@ func (o *Objects) Crash(rng *rand.Rand, keep float64) *Objects {
 // changes that were not synced each one is kept with the given probability. Whoever had made some is told
 // by its next sync of that volume, once.
 func (o *Objects) Restart(rng *rand.Rand, keep float64) {
+	o.RestartSome(rng, keep, func(object.PolicyID, object.ID) bool { return true })
+}
+
+// RestartSome is Restart of who keeps some of the objects.
+func (o *Objects) RestartSome(rng *rand.Rand, keep float64, kept func(object.PolicyID, object.ID) bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	var left []unsynced
+	lost := map[owed]loss{}
 	for _, c := range o.pending {
+		if !kept(c.key.policy, c.key.id) {
+			left = append(left, c)
+			continue
+		}
 		if !c.durable {
-			o.owed[owed{c.volume, c.node}] = true
+			w := owed{c.volume, c.node}
+			l, ok := lost[w]
+			if !ok {
+				l.first = c.number
+			}
+			l.last = c.number
+			lost[w] = l
 		}
 		if c.durable || rng.Float64() < keep {
 			c.change(o.durable)
 		}
 	}
-	o.pending = nil
-	o.current = o.durable.clone()
+	o.pending = left
+	for k := range o.current {
+		if kept(k.policy, k.id) {
+			delete(o.current, k)
+		}
+	}
+	for k, c := range o.durable {
+		if kept(k.policy, k.id) {
+			o.current[k] = c.clone()
+		}
+	}
 	o.restarts++
+	for w, l := range lost {
+		o.owed[w] = append(o.owed[w], l)
+	}
 }
 
 // Restarts counts how often Restart was called.
@@ -252,10 +296,11 @@ func (o *Objects) Submit(r *object.Request) {
 	case object.OpRead:
 		o.run(func() { r.Complete(o.read(r)) })
 	case object.OpSync:
-		o.mu.Lock()
-		covered := o.made
-		o.mu.Unlock()
-		o.run(func() { r.Complete(o.sync(r, covered, "")) })
+		t := o.ticket()
+		o.run(func() {
+			err := o.sync(r, t, "")
+			r.Complete(cmp.Or(err, o.tell(r, t, "")))
+		})
 	default:
 		o.mu.Lock()
 		o.held = append(o.held, r)
@@ -334,9 +379,16 @@ func (c *content) read(p []byte, off uint32) {
 	}
 }
 
+func (o *Objects) ticket() ticket {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.order++
+	return ticket{o.made, o.order}
+}
+
 // sync makes durable what it covers of the first changes that were made. What is done to an
-// object is durable in order: an older change of an object goes with a newer one.
-func (o *Objects) sync(r *object.Request, made int, node string) error {
+// object is durable in order: an older change of an object goes with a newer one. What is lost is told by tell, when it is answered.
+func (o *Objects) sync(r *object.Request, t ticket, node string) error {
 	if err := o.Step(); err != nil {
 		return err
 	}
@@ -348,7 +400,7 @@ func (o *Objects) sync(r *object.Request, made int, node string) error {
 	if o.dead {
 		return object.ErrClosed
 	}
-	all := r.Flags&object.FlagAll != 0
+	all, made := r.Flags&object.FlagAll != 0, t.made
 	if all && r.Generation != 0 {
 		if err := o.fence(r.Volume, r.Generation); err != nil {
 			return err
@@ -356,11 +408,11 @@ func (o *Objects) sync(r *object.Request, made int, node string) error {
 		made = o.made // also what came before the fence, and after the request
 	}
 	o.syncs.Add(1)
+	if !all && o.owes(r.Volume, node, t) {
+		return nil // what is left is for the next one
+	}
 	if !all {
 		maps.DeleteFunc(o.unflushed, func(w owed, _ bool) bool { return w.node == node && (r.Volume == 0 || w.volume == r.Volume) })
-	}
-	if !all && o.tell(r.Volume, node) {
-		return fmt.Errorf("%w: the power was cut", object.ErrLost)
 	}
 	covers := map[key]bool{}
 	for _, c := range o.pending {
@@ -380,15 +432,59 @@ func (o *Objects) sync(r *object.Request, made int, node string) error {
 	return nil
 }
 
-// tell reports whether changes of a volume, 0 for all, that a node had made may be lost, and it has not been told yet.
-func (o *Objects) tell(volume object.VID, node string) (lost bool) {
-	for w := range o.owed {
-		if w.node == node && (volume == 0 || w.volume == volume) {
-			delete(o.owed, w)
-			lost = true
+// tell fails if some of what a sync covers may be lost of what a node had made, unless that was told before it began: what is in
+// doubt is found out where the sync was asked for.
+func (o *Objects) tell(r *object.Request, t ticket, node string) error {
+	if r.Flags&object.FlagAll != 0 {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	told := false
+	for w, list := range o.owed {
+		for i := range list {
+			l := &list[i]
+			if w.node != node || r.Volume != 0 && w.volume != r.Volume || !l.concerns(t) {
+				continue
+			}
+			told = true
+			if o.order++; l.told == 0 {
+				l.told = o.order
+			}
+			if l.last >= t.made { // the rest is for who covers it
+				o.owed[w] = append(o.owed[w], loss{first: t.made, last: l.last})
+				l.last = t.made - 1
+			}
 		}
 	}
-	return lost
+	if !told {
+		return nil
+	}
+	return fmt.Errorf("%w: the power was cut", object.ErrLost)
+}
+
+// concerns reports whether a sync is to be told.
+func (l *loss) concerns(t ticket) bool { return l.first < t.made && (l.told == 0 || l.told > t.began) }
+
+// owes reports whether a sync of a node is to be told of something.
+func (o *Objects) owes(volume object.VID, node string, t ticket) bool {
+	for w, list := range o.owed {
+		if w.node == node && (volume == 0 || w.volume == volume) && slices.ContainsFunc(list, func(l loss) bool { return l.concerns(t) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// answered is called when a node hears that it has changed something, with how often there had been a restart when that was done. What was
+// lost on the way is told to syncs that begin later.
+func (o *Objects) answered(volume object.VID, node string, restarts uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.restarts != restarts {
+		o.made++
+		o.owed[owed{volume, node}] = append(o.owed[owed{volume, node}], loss{first: o.made - 1, last: o.made - 1})
+	}
 }
 
 // write carries out a request that changes an object.
