@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"errors"
 	"fmt"
 
 	"sheepdog/storage/disk"
@@ -42,6 +43,9 @@ func (s *Store) Plug(fsys disk.FS, tell func(DiskStatus) error) (DiskStatus, err
 
 // prepareEmpty opens a disk that has nothing yet, up to where it could be started.
 func (s *Store) prepareEmpty(fsys disk.FS) (*drive, error) {
+	if err := refuseUsed(fsys); err != nil {
+		return nil, err
+	}
 	if err := refuseContent(fsys); err != nil {
 		return nil, err
 	}
@@ -54,6 +58,18 @@ func (s *Store) prepareEmpty(fsys disk.FS) (*drive, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// refuseUsed says so of a disk that is in use, by this store or another one, instead of what is wrong with what it holds.
+func refuseUsed(fsys disk.FS) error {
+	lock, err := fsys.Lock()
+	switch {
+	case errors.Is(err, disk.ErrLocked):
+		return refuse("it is in use already")
+	case err != nil:
+		return err
+	}
+	return lock.Close()
 }
 
 // whatToDo with a disk that has something.

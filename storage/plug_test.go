@@ -3,6 +3,7 @@ package storage_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"sheepdog/storage"
@@ -154,6 +155,9 @@ func TestPlugRefuses(t *testing.T) {
 	}
 	r.work(10)
 	r.verify(closed)
+	if _, err := r.store.Plug(r.disks[0], tellNobody); !errors.Is(err, object.ErrInvalid) || !strings.Contains(err.Error(), "in use already") {
+		t.Errorf("a disk that is in use, with objects: %v", err)
+	}
 	s := r.store
 	r.mustClose()
 	if _, err := s.Plug(disktest.New("late"), tellNobody); !errors.Is(err, object.ErrClosed) {
