@@ -298,6 +298,50 @@ func (f *flock) seek(ctx context.Context) error {
 
 const seekEvery = time.Second
 
+// strangers are the nodes that belong to no cluster and will come to the one that is made now.
+func (f *flock) strangers() (names []string) {
+	if f == nil {
+		return nil
+	}
+	for _, m := range f.members.List() {
+		if m.Cluster == "" && m.State == members.Alive && m.Name != f.n.cfg.Name {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+const (
+	// votersTimeout is how long a new cluster waits for its voters, votersPause between two looks.
+	votersTimeout = 5 * time.Second
+	votersPause   = 50 * time.Millisecond
+)
+
+// awaitVoters waits until a new cluster stands the loss of a node, as far as those that are known suffice, but not for long: one of
+// them may be of no use.
+func (f *flock) awaitVoters(ctx context.Context, known []string) {
+	ctx, cancel := context.WithTimeout(ctx, votersTimeout)
+	defer cancel()
+	l, want := f.n.consensus.Load(), consensus.Voters(1+len(known))
+	for {
+		voters := 0
+		for _, s := range l.Servers() {
+			if s.Voter {
+				voters++
+			}
+		}
+		if voters >= want {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			f.log.Warn("the new cluster has fewer voters than it should: do not lose this node before \"dog node list --json\" shows more of them", "voters", voters, "want", want, "known", known)
+			return
+		case <-time.After(votersPause):
+		}
+	}
+}
+
 // joinThrough asks a member to be let in, and becomes one.
 func (f *flock) joinThrough(ctx context.Context, m members.Member) error {
 	n := f.n

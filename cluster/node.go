@@ -265,13 +265,19 @@ type FormatOptions struct {
 }
 
 // Format makes a new cluster with this node as its first member. It fails with
-// state.ErrFormatted if the node is in one; after any other failure it may be repeated.
+// state.ErrFormatted if the node is in one; after any other failure it may be repeated. It
+// waits for some seconds until the nodes that it knows vote, too: before that all is lost with this one.
 func (n *Node) Format(ctx context.Context, o FormatOptions) error {
+	strangers := n.flock.strangers()
 	if err := n.format(ctx, o); err != nil {
 		return fmt.Errorf("format cluster: %w", err)
 	}
-	if err := n.join(ctx); err != nil || n.flock == nil || len(n.cfg.Disks) == 0 {
+	if err := n.join(ctx); err != nil || n.flock == nil {
 		return err
+	}
+	n.flock.awaitVoters(ctx, strangers)
+	if len(n.cfg.Disks) == 0 {
+		return nil
 	}
 	return n.placed(ctx, n.DefaultPolicy())
 }

@@ -111,11 +111,17 @@ func survey(servers []Server, leader string) picture {
 		}
 	}
 	slices.SortStableFunc(p.spares, func(a, b Server) int { return cmp.Compare(p.inZone[a.Zone], p.inZone[b.Zone]) })
-	p.want = min(staying, maxVoters)
-	if p.want > 0 && p.want%2 == 0 {
-		p.want--
-	}
+	p.want = Voters(staying)
 	return p
+}
+
+// Voters is how many of some servers vote, if all are well.
+func Voters(servers int) int {
+	n := min(servers, maxVoters)
+	if n > 0 && n%2 == 0 {
+		n--
+	}
+	return n
 }
 
 func quorum(voters int) int { return voters/2 + 1 }
