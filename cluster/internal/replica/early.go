@@ -20,8 +20,8 @@ func (p *Partition) wait(epoch state.Epoch, again func(now Time), refuse func())
 	p.early = append(p.early, early{epoch: epoch, again: again, refuse: refuse})
 }
 
-// takeEarly takes the messages that have waited for this epoch or an earlier one, in their order.
-func (p *Partition) takeEarly(now Time) {
+// TakeEarly takes the messages that have waited for this epoch or an earlier one, in their order.
+func (p *Partition) TakeEarly(now Time) {
 	list := p.early
 	p.early = nil
 	for _, e := range list {

@@ -146,6 +146,13 @@ func (p *Partition) Idle() bool {
 
 // SetView says what the replicated state has become. Older views change nothing.
 func (p *Partition) SetView(now Time, v View) {
+	p.Follow(now, v)
+	p.TakeEarly(now)
+}
+
+// Follow is SetView without the messages of the new epoch that have come before it: they are for TakeEarly. Until then this
+// node has not been Taught in that epoch.
+func (p *Partition) Follow(now Time, v View) {
 	if v.Epoch <= p.view.Epoch || p.closed {
 		return
 	}
@@ -176,7 +183,6 @@ func (p *Partition) SetView(now Time, v View) {
 	default:
 		p.holds = true
 	}
-	p.takeEarly(now)
 }
 
 // Close ends the partition's part here: all that was asked for is refused, and so is what comes later. Who asked

@@ -173,6 +173,57 @@ func TestLearnerLeavesItsDiskBetweenEpochs(t *testing.T) {
 	}
 }
 
+// A learner that has heard of the primary's question before it hears of the epoch leaves its disk all the same before it answers: else every
+// epoch that begins so that it can would begin in vain.
+func TestLearnerLeavesItsDiskBeforeItAnswers(t *testing.T) {
+	self, other := replica.Peer{Node: 2, Incarnation: 1}, replica.Peer{Node: 1, Incarnation: 1}
+	store := &emptied{objects: map[object.ID]bool{7: true}}
+	r, err := New(t.Context(), Config{
+		Self: self, Store: store, Peer: func(state.NodeID) Peer { return nil }, Fence: func(object.VID, uint64) error { return nil },
+		Propose: func(c state.ChangeISR) { t.Errorf("proposed is %+v", c) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	local, err := peer.NewLocal(Errors)
+	if err != nil {
+		t.Fatal(err)
+	}
+	view := func(epoch state.Epoch) {
+		r.SetState(&state.View{
+			Cluster: state.Cluster{ID: "c", Partitions: 1}, Epoch: epoch,
+			Nodes: []*state.Node{{ID: 1, Incarnation: 1, State: state.NodeUp}, {ID: 2, Incarnation: 1, State: state.NodeUp}},
+			Policies: []*state.Policy{{ID: 1, Copies: 2, MinInSync: 1, Partitions: []state.Partition{
+				{Epoch: epoch, ISR: []state.NodeID{1}, Learners: []state.NodeID{2}, Targets: []state.NodeID{1, 2}},
+			}}},
+		})
+	}
+	view(1)
+	store.failed = true
+	q := question{route{object.Group{Policy: 1}, 2, self.Incarnation}, 1}
+	var have []object.ID
+	answered := make(chan error, 1)
+	req := local.Request(&peer.Identity{Node: other.Node, Incarnation: other.Incarnation}, &peer.Call{Class: peer.Bulk, Op: opAsk, Head: q.append(nil), Want: 4096}, func(r *peer.Request, err error) {
+		if err == nil {
+			_, have, err = decodeReport(r.ReplyData)
+		}
+		answered <- err
+	})
+	r.Handle(req)
+	r.Kick()
+	view(2)
+	r.leaveDisks()
+	select {
+	case err := <-answered:
+		if err != nil || len(have) > 0 || !store.abandoned {
+			t.Errorf("the primary is told of %v (%v), the disk is left: %v", have, err, store.abandoned)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("no answer")
+	}
+}
+
 // unsound is a member of partitions that cannot be made equal to the primary.
 type unsound struct{}
 

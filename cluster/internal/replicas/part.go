@@ -175,10 +175,11 @@ func (p *part) event(e *event) {
 	switch e.kind {
 	case evView:
 		was := p.p.Epoch()
-		if p.p.SetView(now, *e.view); p.p.Epoch() > was {
+		if p.p.Follow(now, *e.view); p.p.Epoch() > was {
 			p.closeOpen()
 		}
-		p.leaveDisk()
+		p.leaveDisk() // before the primary counts on anything in this epoch
+		p.p.TakeEarly(now)
 	case evLeave:
 		p.leaveDisk()
 	case evTick:
