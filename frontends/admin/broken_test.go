@@ -4,11 +4,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -237,5 +241,64 @@ func TestImportKnowsWhatIsLost(t *testing.T) {
 	}
 	if status := answered(t, conn); status/100 == 2 {
 		t.Errorf("an import that has lost what it wrote is answered with status %d", status)
+	}
+}
+
+// A call that changes something is sent once, also when it goes by a connection that was used before, and who gets no answer is told that it may
+// be done. One that only reads may be sent again, and says nothing of the kind.
+func TestUnansweredChangeIsNotRepeated(t *testing.T) {
+	for _, slow := range []bool{false, true} {
+		var mu sync.Mutex
+		calls := map[string]int{}
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			calls[r.Method]++
+			first := calls[r.Method] == 1 && r.Method == http.MethodGet
+			mu.Unlock()
+			io.Copy(io.Discard, r.Body)
+			switch {
+			case first:
+				io.WriteString(w, "[]")
+			case slow:
+				<-r.Context().Done()
+			default:
+				panic(http.ErrAbortHandler)
+			}
+		}))
+		defer s.Close()
+		c, err := api.New(s.URL, api.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Nodes(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		if slow {
+			cancel()
+			ctx, cancel = context.WithTimeout(context.Background(), 300*time.Millisecond)
+		}
+		_, err = c.Snapshot(ctx, "vm", "s")
+		cancel()
+		e, ok := errors.AsType[*api.Error](err)
+		if !ok || !strings.Contains(e.Hint, "may be done") || !strings.Contains(e.Hint, "dog vdi list") {
+			t.Errorf("slow %v: %v, with the hint %q", slow, err, e.Hint)
+		}
+		mu.Lock()
+		posts := calls[http.MethodPost]
+		mu.Unlock()
+		if posts != 1 {
+			t.Errorf("slow %v: the snapshot was asked for %d times", slow, posts)
+		}
+		if slow {
+			continue
+		}
+		if _, err = c.Nodes(context.Background()); err == nil {
+			t.Error("what broke off was answered")
+		}
+		if e, ok := errors.AsType[*api.Error](err); !ok || strings.Contains(e.Hint, "may be done") {
+			t.Errorf("of what only reads: %v, with the hint %q", err, e.Hint)
+		}
 	}
 }

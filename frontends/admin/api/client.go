@@ -138,7 +138,7 @@ func (c *Client) send(ctx context.Context, q request) (*http.Response, error) {
 	}
 	resp, err := c.http.Do(r)
 	if err != nil {
-		return nil, c.explain(ctx, err)
+		return nil, unanswered(q.method, c.explain(ctx, err))
 	}
 	if resp.StatusCode/100 != 2 {
 		defer resp.Body.Close()
@@ -168,7 +168,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	const notRunning = "is the daemon running there? Give another address with -a HOST:PORT or in DOG_ADDRESS"
 	switch op, isOp := errors.AsType[*net.OpError](err); {
 	case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		return &Error{Kind: KindUnreachable, Message: fmt.Sprintf("the sheep at %s did not answer in time", c.address), Hint: "wait longer with --timeout"}
+		return &Error{Kind: KindUnreachable, Message: fmt.Sprintf("the sheep at %s did not answer in time", c.address), Hint: waitLonger}
 	case ctx.Err() != nil:
 		return &Error{Kind: KindInterrupted, Message: "interrupted"}
 	case isOp && op.Op == "dial":
@@ -180,7 +180,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	}
 	return &Error{
 		Kind: KindBroken, Message: fmt.Sprintf("the connection to the sheep at %s broke: %v", c.address, reason(err)),
-		Hint: "what was asked for may be done or not: look before trying again",
+		Hint: tryAgain,
 	}
 }
 
@@ -220,8 +220,31 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	if err != nil {
 		return err
 	}
-	return c.answer(ctx, resp, v)
+	return unanswered(method, c.answer(ctx, resp, v))
 }
+
+// unanswered adds to why there was no answer to a call that changes something what that means. No call is sent again by itself: the HTTP client
+// repeats only what reads, or of which nothing was sent.
+func unanswered(method string, err error) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || method == http.MethodGet || method == http.MethodHead {
+		return err
+	}
+	const look = `what was asked for may be done, or be done yet: look before trying again ("dog vdi list" shows VDIs and snapshots)`
+	switch {
+	case e.Hint == tryAgain, e.Kind == KindInterrupted:
+		e.Hint = look
+	case e.Hint == waitLonger:
+		e.Hint = look + "; " + waitLonger
+	}
+	return e
+}
+
+// Hints of calls that change nothing.
+const (
+	waitLonger = "wait longer with --timeout"
+	tryAgain   = "try again"
+)
 
 // json gives the request a body.
 func (q *request) json(body any) error {
