@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"syscall"
 
 	"sheepdog/storage/internal/wal"
 	"sheepdog/storage/object"
@@ -238,7 +237,7 @@ func (w *direct) transfer(d *drive, r *object.Request) error {
 				w.sums = object.AppendSums(w.sums, piece)
 			}
 			if _, err := w.file.WriteAt(piece, at); err != nil {
-				if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+				if noSpace(err) {
 					return fmt.Errorf("write object %s on disk %s: %w: %w", w.o.key, d, object.ErrNoSpace, object.ErrTorn)
 				}
 				return fmt.Errorf("write object %s: %w", w.o.key, err)

@@ -6,7 +6,8 @@
 // crash; a sector only ever holds bytes that were written to it; a block that no
 // unsynced write touched verifies after a crash; a small write reaches an object's file
 // only when its log record is durable; rot is reported as such and never returned as
-// data.
+// data. Only what rots in a region that is being written directly when a crash comes is not
+// told from a write that ended in part: DESIGN.md says for which that is so, and what becomes of it.
 //
 // On a disk:
 //
@@ -24,7 +25,8 @@
 // pending: those stay in the log, so that its order remains the truth.
 //
 // A write is refused for want of space before anything is changed, and only if it gives content
-// to blocks that have none; so what was answered always finds its place (see space).
+// to blocks that have none; so what was answered always finds its place (see space). A sync or a write
+// of the log that fails, for whatever reason, takes the disk out of service.
 //
 // The package knows nothing of nodes, copies or volumes.
 package storage

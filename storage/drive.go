@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"sheepdog/storage/disk"
@@ -233,7 +232,9 @@ func (d *drive) diagnose(err error) error {
 		return err
 	case errors.Is(err, wal.ErrFull):
 		return fmt.Errorf("log of disk %s is full and cannot be emptied: %w", d, object.ErrNoSpace)
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case errors.Is(err, wal.ErrBroken):
+		return d.fail(err)
+	case noSpace(err):
 		return fmt.Errorf("disk %s: %w", d, object.ErrNoSpace)
 	}
 	return d.fail(err)

@@ -99,6 +99,8 @@ func stageWhole(fsys disk.FS, name string, b []byte) error {
 	return errors.Join(err, f.Close())
 }
 
+// commitWhole has the file be what stageWhole has prepared. If a drive's fails for want of space nothing has changed, see
+// certain; of any other failure it is not known what a crash would leave.
 func commitWhole(fsys disk.FS, name string) error {
 	if err := fsys.Rename(name+".tmp", name); err != nil {
 		return err

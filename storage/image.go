@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"syscall"
 
 	"sheepdog/storage/disk"
 	"sheepdog/storage/object"
@@ -356,10 +355,10 @@ func (c *copier) sync() error {
 	if err == nil && c.newDir {
 		err = c.to.fs.SyncDir(objectsDir)
 	}
-	if err != nil && !errors.Is(err, syscall.ENOSPC) {
+	if err != nil {
 		return c.to.fail(fmt.Errorf("sync copies of objects: %w", err))
 	}
 	clear(c.dirs)
-	c.newDir = c.newDir && err != nil
-	return err
+	c.newDir = false
+	return nil
 }

@@ -471,13 +471,14 @@ func (m *mover) stage(t *task, groups []object.Group) error {
 }
 
 // commit makes the notes that stage has prepared. The first is what decides: if the second one cannot be made the first
-// is taken back. mu is held.
+// is taken back. A disk that has no space for a note, as where the file is new and the directory must grow for its name, has not made it,
+// and goes on; of one that fails otherwise nobody knows whether the note is durable: nothing more must change there. mu is held.
 func (m *mover) commit(t *task, groups []object.Group) error {
 	if err := commitNotes(t.from.fs); err != nil {
-		return t.from.fail(err) // nobody knows whether it is durable: nothing more must change here
+		return t.from.explain(err)
 	}
 	if err := commitNotes(t.to.fs); err != nil {
-		err = t.to.fail(err)
+		err = t.to.explain(err)
 		if back := t.from.notes.write(t.from.fs); back != nil {
 			err = errors.Join(err, t.from.fail(back)) // it still says that they have left: nothing more must change here
 		}

@@ -6,11 +6,29 @@ import (
 	"io/fs"
 	"log/slog"
 	"strings"
+	"syscall"
 
 	"sheepdog/storage/disk"
 	"sheepdog/storage/internal/wal"
 	"sheepdog/storage/object"
 )
+
+// certain is the file system of a drive. What fails there for want of space has not been done, and may be tried again. That is not so
+// of entries of directories that could not be made durable: the system, which finds no place for what it had taken, says so once and
+// takes it for written. So of that failure it is not told what it was for, and the disk goes out of service as with any other.
+// (Of files, whoever syncs them sees to that.)
+type certain struct{ disk.FS }
+
+func (c certain) SyncDir(name string) error {
+	err := c.FS.SyncDir(name)
+	if noSpace(err) {
+		return fmt.Errorf("sync %s/%s: %v", c, name, err)
+	}
+	return err
+}
+
+// noSpace reports whether a file system says that it has no space.
+func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // prepareDrive locks and identifies a disk and finds out which groups it has.
 func prepareDrive(cfg *Config, fsys disk.FS, logger *slog.Logger) (*drive, error) {
@@ -18,7 +36,7 @@ func prepareDrive(cfg *Config, fsys disk.FS, logger *slog.Logger) (*drive, error
 	if err != nil {
 		return nil, fmt.Errorf("lock disk: %w", err)
 	}
-	d := &drive{cfg: cfg, fs: fsys, logger: logger, unlock: unlock, stop: make(chan struct{}), counted: make(chan struct{}), groups: make(map[object.Group]bool)}
+	d := &drive{cfg: cfg, fs: certain{fsys}, logger: logger, unlock: unlock, stop: make(chan struct{}), counted: make(chan struct{}), groups: make(map[object.Group]bool)}
 	for i := range d.shards {
 		d.shards[i].objects = make(map[object.Key]*obj)
 	}

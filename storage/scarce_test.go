@@ -1,10 +1,12 @@
 package storage_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -12,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"sheepdog/storage"
 	"sheepdog/storage/disk/disktest"
 	"sheepdog/storage/object"
 )
@@ -48,16 +51,26 @@ func (f *faults) hook(op disktest.Op) error {
 	return f.err
 }
 
-// needsSpace: operations for which a file system may lack space. Segments of the log have theirs before they are written, and what
-// replaces a file has it with that.
+// needsSpace: operations for which a file system may lack space, and which have not been done then. Segments of the log have theirs
+// before they are written.
 func needsSpace(op disktest.Op) bool {
 	switch op.Kind {
-	case disktest.OpCreate, disktest.OpMkdir, disktest.OpRemove, disktest.OpAllocate, disktest.OpPunch:
+	case disktest.OpCreate, disktest.OpMkdir, disktest.OpRemove, disktest.OpRename, disktest.OpAllocate, disktest.OpPunch:
 		return true
-	case disktest.OpRename:
-		return strings.HasPrefix(op.Name, "new/")
 	case disktest.OpWrite:
 		return !strings.HasPrefix(op.Name, "wal/")
+	}
+	return false
+}
+
+// losesSpace: operations for which a file system may find that it has no space for what it had taken, as one that looks for it
+// only when it writes, or that copies what it overwrites.
+func losesSpace(op disktest.Op) bool {
+	switch op.Kind {
+	case disktest.OpSync, disktest.OpSyncDir:
+		return true
+	case disktest.OpWrite:
+		return strings.HasPrefix(op.Name, "wal/")
 	}
 	return false
 }
@@ -102,7 +115,7 @@ func (r *rig) strained(steps int) {
 			err = r.step()
 		}
 		switch {
-		case errors.Is(err, object.ErrIO):
+		case errors.Is(err, object.ErrIO), err != nil && r.broken():
 			return
 		case errors.Is(err, object.ErrNoSpace):
 			r.verify(killed) // what failed may have happened in part
@@ -110,6 +123,11 @@ func (r *rig) strained(steps int) {
 			r.fatalf("step %d: %v", i, err)
 		}
 	}
+}
+
+// broken reports whether a disk is out of service.
+func (r *rig) broken() bool {
+	return slices.ContainsFunc(r.store.Status().Disks, func(d storage.DiskStatus) bool { return d.State == storage.StateFailed })
 }
 
 func (r *rig) checkpoint() (err error) {
@@ -147,7 +165,7 @@ func (r *rig) scarce(f *faults) {
 		r.work(1 + r.rng.IntN(20))
 	}
 	end := cut
-	switch r.rng.IntN(8) {
+	switch r.rng.IntN(10) {
 	case 0:
 		end = closed
 	case 1:
@@ -156,10 +174,57 @@ func (r *rig) scarce(f *faults) {
 		f.set(1, 1+r.rng.IntN(50), syscall.EIO, breaks)
 		r.strained(30)
 		f.end()
+	case 4, 5, 6:
+		f.set(1, 1+r.rng.IntN(50), syscall.ENOSPC, losesSpace)
+		r.strained(30)
+		f.end()
 	}
 	r.end(end)
+	if r.rng.IntN(2) == 0 {
+		end = max(end, r.openScarce(f))
+	}
 	r.mustOpen()
 	r.verify(end)
+}
+
+// openScarce opens the disks while they have no space for something, whether that fails or not, and has them found as they are
+// then. It returns what the store went through.
+func (r *rig) openScarce(f *faults) fate {
+	r.t.Helper()
+	f.set(1+r.rng.IntN(3), 1<<r.rng.IntN(5), syscall.ENOSPC, func(op disktest.Op) bool { return op.Kind.Changes() })
+	err := r.open()
+	r.trace.add("open without space: %v", err)
+	if r.rng.IntN(2) == 0 {
+		time.Sleep(time.Duration(r.rng.Int64N(int64(time.Second))))
+	}
+	f.end()
+	end := fate(1 + r.rng.IntN(2)) // killed or cut
+	r.end(end)
+	return end
+}
+
+// plugScarce adds a disk that has no space for something, again and again until it has.
+func (r *rig) plugScarce(f *faults, name string) *disktest.Disk {
+	r.t.Helper()
+	d := disktest.New(name)
+	d.Hook(r.hook)
+	for range r.rng.IntN(3) {
+		f.set(1, 1<<r.rng.IntN(6), syscall.ENOSPC, func(op disktest.Op) bool { return needsSpace(op) || losesSpace(op) })
+		_, err := r.store.Plug(d, tellNobody)
+		f.end()
+		r.trace.add("plug without space: %v", err)
+		if r.broken() {
+			r.fatalf("a disk is out of service: %+v", r.store.Status().Disks)
+		}
+		if err == nil {
+			return d
+		}
+		r.verify(closed)
+	}
+	if _, err := r.store.Plug(d, tellNobody); err != nil {
+		r.fatalf("plug: %v", err)
+	}
+	return d
 }
 
 // clear deletes everything: then nothing of it is on a disk, and no space is promised to it.
@@ -229,11 +294,7 @@ func TestModelScarceMoves(t *testing.T) {
 				r.mustOpen()
 				r.work(30)
 				for round := range times {
-					d := disktest.New(fmt.Sprintf("extra%d", round))
-					d.Hook(r.hook)
-					if _, err := r.store.Plug(d, tellNobody); err != nil {
-						r.fatalf("plug: %v", err)
-					}
+					d := r.plugScarce(f, fmt.Sprintf("extra%d", round))
 					old := r.disks[0].String()
 					r.disks = append(r.disks, d)
 					if err := r.store.Retire(old); err != nil {
@@ -258,5 +319,95 @@ func TestModelScarceMoves(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A file system that finds only when it writes that it has no space for what it had taken says so to a sync, once. What that was to
+// make durable may be lost, whatever becomes of the space: so the disk goes out of service, as with any other failure, and
+// nobody is told to delete something. What was durable before is there when it is opened again.
+func TestSyncFindsNoSpace(t *testing.T) {
+	for name, match := range map[string]func(disktest.Op) bool{
+		"log":        disktest.Named("wal/segment-*", disktest.OpSync),
+		"frame":      disktest.Named("wal/segment-*", disktest.OpWrite),
+		"head":       disktest.Named("wal/head", disktest.OpSync),
+		"head write": disktest.Named("wal/head", disktest.OpWrite),
+		"object":     disktest.Named("new/*", disktest.OpSync),
+		"new":        disktest.Named("new", disktest.OpSyncDir),
+		"objects":    disktest.Named("objects", disktest.OpSyncDir),
+		"group":      disktest.Named("objects/*", disktest.OpSyncDir),
+		"marks":      disktest.Named(".", disktest.OpSyncDir),
+	} {
+		for _, first := range []string{"checkpoint", "sync", "copy"} {
+			if first == "copy" && name != "new" {
+				continue // a copy whose content finds no place has not been made
+			}
+			t.Run(name+", "+first, func(t *testing.T) {
+				d := disktest.New("d")
+				s := mustOpen(t, quietConfig(d))
+				content := filled(256<<10, 1)
+				expect(t, "write", call(s, req(object.OpWrite, 1, 0, content)), nil)
+				mustCheckpoint(t, s)
+				durable := req(object.OpWrite, 2, 0, content)
+				durable.Flags = object.FlagFUA
+				expect(t, "write", call(s, durable), nil)
+				q := req(object.OpWrite, 3, 0, content)
+				q.Partition++
+				expect(t, "write", call(s, q), nil)
+				expect(t, "overwrite", call(s, req(object.OpWrite, 1, 0, filled(4096, 2))), nil)
+				expect(t, "overwrite", call(s, req(object.OpWrite, 1, 64<<10, filled(128<<10, 2))), nil)
+				hits := 0
+				d.Hook(func(op disktest.Op) error {
+					if hits == 0 && match(op) {
+						hits++
+						return syscall.ENOSPC
+					}
+					return nil
+				})
+				var errs []error
+				expectIO := func(err error) {
+					if err != nil {
+						errs = append(errs, err)
+					}
+				}
+				for _, what := range []string{first, "write", "checkpoint", "marks"} {
+					switch what {
+					case "checkpoint":
+						expectIO(s.Checkpoint(t.Context()))
+					case "sync":
+						expectIO(call(s, &object.Request{Op: object.OpSync}))
+					case "copy":
+						expectIO(s.Copy(t.Context(), keyOf(9), keyOf(1), 20, object.Version{Epoch: 1, Seq: 9}))
+					case "write":
+						expectIO(call(s, req(object.OpWrite, 1, 0, filled(4096, 3))))
+					case "marks":
+						expectIO(s.KeepMarks(map[object.Group]object.Version{keyOf(1).Group: {Epoch: 1, Seq: 1}}))
+					}
+				}
+				if hits == 0 {
+					t.Fatal("nothing has failed")
+				}
+				d.Hook(nil)
+				for _, err := range errs {
+					if errors.Is(err, object.ErrNoSpace) || !errors.Is(err, object.ErrIO) {
+						t.Errorf("who asked heard: %v", err)
+					}
+				}
+				if st := s.Status().Disks[0]; st.State != storage.StateFailed || !strings.Contains(st.Error, "no space left on device") {
+					t.Errorf("the disk is %s: %s", st.State, st.Error)
+				}
+				_ = s.Close()
+				for seed := range uint64(4) {
+					s := mustOpen(t, quietConfig(d.Reopen(seed)))
+					for i := range uint32(2) {
+						q := req(object.OpRead, 1+i, 192<<10, make([]byte, 64<<10))
+						expect(t, "read", call(s, q), nil)
+						if !bytes.Equal(q.Data, content[192<<10:]) {
+							t.Errorf("seed %d: object %d is not what was durable", seed, 1+i)
+						}
+					}
+					expect(t, "close", s.Close(), nil)
+				}
+			})
+		}
 	}
 }

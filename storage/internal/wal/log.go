@@ -25,6 +25,8 @@ var (
 	ErrDamaged = errors.New("log is damaged")
 	// ErrRecycled: the position lies in a segment that was retired.
 	ErrRecycled = errors.New("log segment was recycled")
+	// ErrBroken: the log takes nothing more: what of it is on the disk is not known any more.
+	ErrBroken = errors.New("log is broken")
 	// ErrNoRoom: a new log finds no space for its least length.
 	ErrNoRoom = errors.New("no space for the log")
 )
@@ -273,9 +275,17 @@ func (l *Log) fail(err error) {
 		return
 	}
 	if l.err == nil {
-		l.err = err
+		l.err = fmt.Errorf("%w: %w", ErrBroken, err)
 	}
 	l.deliver(l.cur)
+}
+
+// broke is fail for who does not hold mu. It returns what breaks the log.
+func (l *Log) broke(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fail(err)
+	return l.err
 }
 
 // deliver hands the requests of a frame to the next Flush. mu is held.
@@ -422,11 +432,7 @@ func (l *Log) Sync() error {
 		l.unsynced = remove(l.unsynced, s)
 		l.mu.Unlock()
 		if err := s.file.Sync(); err != nil {
-			err = fmt.Errorf("sync log: %w", err)
-			l.mu.Lock()
-			l.fail(err)
-			l.mu.Unlock()
-			return err
+			return l.broke(fmt.Errorf("sync log: %w", err))
 		}
 	}
 	l.synced.Store(target)
@@ -472,10 +478,7 @@ func (l *Log) Clean() bool {
 // readable until Recycle.
 func (l *Log) Retire(first uint32) error {
 	if err := l.head.save(first, l.head.boot); err != nil {
-		l.mu.Lock()
-		l.fail(err)
-		l.mu.Unlock()
-		return err
+		return l.broke(err)
 	}
 	return nil
 }
