@@ -124,7 +124,7 @@ func (p *sumPage) decode(b []byte, page int, generation uint64) bool {
 	intact := true
 	for s := range sectorsPerPage {
 		sector := b[s*object.SectorSize:][:object.SectorSize]
-		ok := le.Uint64(sector[8*sumsPerSector:]) == xxh3.HashSeed(sector[:8*sumsPerSector], sectorSeed(generation, page*sectorsPerPage+s))
+		ok := sectorIntact(sector, page*sectorsPerPage+s, generation)
 		intact = intact && ok
 		for i := range sumsPerSector {
 			sum := badSum
@@ -135,6 +135,11 @@ func (p *sumPage) decode(b []byte, page int, generation uint64) bool {
 		}
 	}
 	return intact
+}
+
+// sectorIntact reports whether b begins with the given sector of the table of an incarnation.
+func sectorIntact(b []byte, sector int, generation uint64) bool {
+	return binary.LittleEndian.Uint64(b[8*sumsPerSector:]) == xxh3.HashSeed(b[:8*sumsPerSector], sectorSeed(generation, sector))
 }
 
 func groupDir(g object.Group) string { return objectsDir + "/" + g.String() }

@@ -77,7 +77,12 @@ func (d *drive) findCreated(o *obj) error {
 		if errors.Is(err, errHeader) && o.stale != 0 {
 			// It may be of an older incarnation, too. If the log has no Delete record there is none: then it has rotted, for a file
 			// is durable before it gets its place.
-			o.fresh, err = true, fs.ErrNotExist
+			var own bool
+			if own, err = d.ownTable(o); err == nil && own {
+				err = errHeader
+			} else if err == nil {
+				o.fresh, err = true, fs.ErrNotExist
+			}
 		}
 	} else if errors.Is(err, errHeader) && !o.complete {
 		// The header did not reach the disk before the crash: the data may have.
@@ -99,6 +104,26 @@ func (d *drive) findCreated(o *obj) error {
 	o.hasFile = true
 	d.opened(o, f)
 	return nil
+}
+
+// ownTable reports whether the file in the object's place, whose header is rotten, is of this incarnation of it: sectors of the table
+// are bound to theirs.
+func (d *drive) ownTable(o *obj) (bool, error) {
+	f, err := d.fs.OpenFile(objectPath(o.key), 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	b := make([]byte, blockSize)
+	if err := readFull(f, b, tableOffset(o.shift)); err != nil {
+		return false, fmt.Errorf("read checksums of object %s: %w", o.key, err)
+	}
+	for sector := range sectorsPerPage {
+		if sectorIntact(b[sector*object.SectorSize:], sector, o.generation) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // errHeader: the file's header cannot be believed.

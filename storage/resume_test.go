@@ -73,10 +73,22 @@ func TestDeletesOfAFailedCheckpoint(t *testing.T) {
 }
 
 // An object is in its place, and the log still has its Create record, for the checkpoint has not ended. If its header rots then it is
-// corrupt, not empty; and when it is deleted its file goes.
+// corrupt, not empty, also where the log has records of an earlier object of that name, which had the same file; and when it is
+// deleted its file goes.
 func TestRotInHeaderOfPlaced(t *testing.T) {
+	for name, earlier := range map[string]bool{"the first of its name": false, "made anew": true} {
+		t.Run(name, func(t *testing.T) { rotInHeaderOfPlaced(t, earlier) })
+	}
+}
+
+func rotInHeaderOfPlaced(t *testing.T, earlier bool) {
 	d := disktest.New("d")
 	s := mustOpen(t, quietConfig(d))
+	if earlier {
+		expect(t, "write", call(s, req(object.OpWrite, 1, 0, filled(4096, 1))), nil)
+		mustCheckpoint(t, s)
+		expect(t, "delete", s.Delete(t.Context(), keyOf(1)), nil)
+	}
 	write := req(object.OpWrite, 1, 0, filled(256<<10, 1))
 	write.Flags = object.FlagFUA
 	expect(t, "write", call(s, write), nil)
@@ -98,6 +110,33 @@ func TestRotInHeaderOfPlaced(t *testing.T) {
 		t.Errorf("%s is left", left)
 	}
 	_ = s.Close()
+}
+
+// The header of an object rots that was deleted and made anew, before its file has gone: what the log has of the new one is there.
+func TestRotInHeaderOfEarlierObject(t *testing.T) {
+	d := disktest.New("d")
+	s := mustOpen(t, quietConfig(d))
+	expect(t, "write", call(s, req(object.OpWrite, 1, 0, filled(256<<10, 1))), nil)
+	mustCheckpoint(t, s)
+	expect(t, "delete", s.Delete(t.Context(), keyOf(1)), nil)
+	expect(t, "write anew", call(s, req(object.OpWrite, 1, 4096, filled(4096, 2))), nil)
+	d.Crash()
+	_ = s.Close()
+	d = d.Restart()
+	if err := d.Flip(objectFile(t, d), 1<<20+20, 4); err != nil {
+		t.Fatal(err)
+	}
+	want := append(make([]byte, 4096), filled(4096, 2)...)
+	for range 2 {
+		s = mustOpen(t, quietConfig(d))
+		q := req(object.OpRead, 1, 0, make([]byte, 8192))
+		expect(t, "read", call(s, q), nil)
+		if !bytes.Equal(q.Data, want) {
+			t.Error("it is not what was written")
+		}
+		expect(t, "close", s.Close(), nil)
+		d = d.Restart()
+	}
 }
 
 // objectFile is the file of the only object that is in its place; "": none is.
