@@ -42,6 +42,9 @@ const (
 	snapshotInterval  = 30 * time.Second
 	snapshotThreshold = 4096
 	trailingLogs      = 4096
+	// maxReplay is how many entries a start applies without having a snapshot made, so that the next one need not do it again:
+	// raft looks whether one is due only after snapshotInterval, which a node that fails again and again may never reach.
+	maxReplay = 1024
 )
 
 // Config of a Log.
@@ -107,6 +110,8 @@ type Log struct {
 	began *began
 	trans raft.WithClose
 	net   *network // nil without a transport
+
+	behind uint64 // entries that the newest snapshot did not cover at the start
 
 	mu      sync.Mutex
 	leading bool
@@ -239,7 +244,18 @@ func Open(cfg Config) (l *Log, err error) {
 	l.wait.Add(2)
 	go l.watch()
 	go l.runNudges()
+	if l.behind > maxReplay {
+		last := l.raft.LastIndex()
+		l.wait.Go(func() { l.shorten(last) })
+	}
 	return l, nil
+}
+
+// shorten has a snapshot made once the entries that were there at the start are applied.
+func (l *Log) shorten(last uint64) {
+	if l.AwaitApplied(context.Background(), last) == nil {
+		_ = l.Snapshot() // raft tells of its failure, and tries again when one is due
+	}
 }
 
 // start runs raft. raft panics on a log with gaps, which becomes an error here.
@@ -270,6 +286,10 @@ func (l *Log) start(dir string) (err error) {
 		// It would wait for others that cannot be reached.
 		return errors.Join(fmt.Errorf("the log does not say that this node is its only voter: restore %s from a backup", dir),
 			l.raft.Shutdown().Error(), l.trans.Close())
+	}
+	l.behind = l.raft.LastIndex()
+	if list, err := snaps.List(); err == nil && len(list) > 0 {
+		l.behind -= min(l.behind, list[0].Index)
 	}
 	l.guard.running.Store(true)
 	l.raft.RegisterObserver(raft.NewObserver(l.leaders, false, func(o *raft.Observation) bool {

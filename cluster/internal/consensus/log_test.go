@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,6 +104,61 @@ func TestProposeAndRestart(t *testing.T) {
 	}
 	propose(t, l, "a", "x", "4 x")
 	propose(t, l, "b", "z", "3 z")
+}
+
+// counted is a tally that knows what it was told itself.
+type counted struct {
+	tally
+	applies atomic.Int64
+}
+
+func (m *counted) Apply(c []byte) []byte {
+	m.applies.Add(1)
+	return m.tally.Apply(c)
+}
+
+// What one start had to apply of a long log the next one need not: also a node that never runs for long has snapshots, else each of its
+// starts would take longer than the one before.
+func TestLongLogIsAppliedOnce(t *testing.T) {
+	dir := bootstrapped(t)
+	l := open(t, config(dir))
+	var all sync.WaitGroup
+	for range 64 {
+		all.Go(func() {
+			for range maxReplay/64 + 1 {
+				if _, err := l.Propose(t.Context(), "a", []byte("x")); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	covered := func() string { return l.raft.Stats()["last_snapshot_index"] }
+	if covered() != "0" {
+		t.Fatal("there is a snapshot before the restart")
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, config(dir))
+	for deadline := time.Now().Add(time.Minute); covered() == "0"; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no snapshot is made")
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c, again := config(dir), new(counted)
+	c.Machines["a"] = again
+	l = open(t, c)
+	propose(t, l, "a", "x", fmt.Sprintf("%d x", 64*(maxReplay/64+1)+1))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := again.applies.Load(); n != 1 {
+		t.Errorf("%d entries were applied once more", n-1)
+	}
 }
 
 // A single voter need not wait for others: it leads long before the time is up after which followers of others would.
