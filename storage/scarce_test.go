@@ -181,15 +181,16 @@ func (r *rig) scarce(f *faults) {
 	}
 	r.end(end)
 	if r.rng.IntN(2) == 0 {
-		end = max(end, r.openScarce(f))
+		r.openScarce(f)
+		end = cut
 	}
 	r.mustOpen()
 	r.verify(end)
 }
 
-// openScarce opens the disks while they have no space for something, whether that fails or not, and has them found as they are
-// then. It returns what the store went through.
-func (r *rig) openScarce(f *faults) fate {
+// openScarce opens the disks while they have no space for something, whether that fails or not. Then the power goes: what a failed sync
+// has lost is not there any more, as it would be for a process that only starts anew.
+func (r *rig) openScarce(f *faults) {
 	r.t.Helper()
 	f.set(1+r.rng.IntN(3), 1<<r.rng.IntN(5), syscall.ENOSPC, func(op disktest.Op) bool { return op.Kind.Changes() })
 	err := r.open()
@@ -198,9 +199,7 @@ func (r *rig) openScarce(f *faults) fate {
 		time.Sleep(time.Duration(r.rng.Int64N(int64(time.Second))))
 	}
 	f.end()
-	end := fate(1 + r.rng.IntN(2)) // killed or cut
-	r.end(end)
-	return end
+	r.end(cut)
 }
 
 // plugScarce adds a disk that has no space for something, again and again until it has.
