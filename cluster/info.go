@@ -1,9 +1,11 @@
 package cluster
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
+	"sheepdog/cluster/internal/replicas"
 	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
 )
@@ -154,7 +156,20 @@ func (n *Node) Info() Info {
 			i.Status, i.Reason = StatusDegraded, "there are fewer replicas than copies asked for: bring nodes back or add nodes with disks"
 		}
 	}
+	if n.flock != nil && n.flock.replicas() != nil {
+		i.addUnlisted(n.flock.replicas().Unlisted())
+	}
 	return i
+}
+
+// addUnlisted says that nobody serves what this node cannot list and nobody else has.
+func (i *Info) addUnlisted(u replicas.Unlisted) {
+	if u.Unserved == 0 {
+		return
+	}
+	i.Status = StatusUnavailable
+	i.Reason = fmt.Sprintf("nobody serves %d partitions, such as %s: this node is the last that is in sync, and cannot list their objects: %v: repair its disk; "+
+		"if that cannot be done, start it without the disk and run \"dog node give-up\"", u.Unserved, u.Example, u.Err)
 }
 
 // leader is the name of the node that leads, as far as this one knows.

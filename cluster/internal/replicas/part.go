@@ -21,11 +21,11 @@ type part struct {
 
 	// Of the goroutine that handles events.
 	p       *replica.Partition // nil: it is not known yet what is in the store
-	first   *replica.View      // when the part was made
-	loading bool
+	first   *replica.View      // the latest before that is known; nil: there is none
+	loading loading
 	unknown bool     // it was closed before it was known what is in the store
 	marked  bool     // there was a mark at the start, and it was in sync then, perhaps with nothing
-	waiting []event  // until then
+	waiting []event  // until it is known
 	unsent  bool     // something was submitted and not kicked
 	open    []flight // changes that were given up, as long as nothing has decided what becomes of them
 
@@ -51,6 +51,7 @@ type part struct {
 	readable atomic.Uint64      // epoch in which this node's content may be read; 0: none
 	granting atomic.Bool        // evGrant was posted
 	mark     atomic.Pointer[replica.Mark]
+	unlisted atomic.Pointer[error] // why it is not known what is in the store; nil: it is, or is being found out
 }
 
 type eventKind uint8
@@ -87,7 +88,7 @@ type event struct {
 	epoch  state.Epoch
 	err    error
 	view   *replica.View
-	report *replica.Report
+	report *replica.Report // of evLoaded; nil: err says why
 	answer func(now replica.Time, p *replica.Partition)
 	peer   replica.Peer
 	mark   replica.Mark
@@ -118,54 +119,6 @@ func (p *part) handle(e event, late bool) {
 		p.r.kickSoon()
 	}
 	p.unsent = false
-}
-
-// load finds out what is in the store before anything else is done. It reports whether
-// that is known.
-func (p *part) load(e *event) bool {
-	r := p.r
-	switch {
-	case e.kind == evLoaded:
-		p.begin(*e.report)
-	case e.kind == evClose:
-		p.unknown, p.first = true, nil
-		p.begin(replica.Report{})
-		p.p.Close()
-	case !p.loading && !r.stored[p.group]:
-		p.begin(replica.Report{})
-		return true
-	default:
-		p.waiting = append(p.waiting, *e)
-		if !p.loading {
-			p.loading = true
-			r.works.Go(func() {
-				if report := r.report(p.group); report != nil {
-					p.post(event{kind: evLoaded, report: report})
-				}
-			})
-		}
-		return false
-	}
-	waiting := p.waiting
-	p.waiting = nil
-	for i := range waiting {
-		p.handle(waiting[i], true)
-	}
-	return false
-}
-
-func (p *part) begin(report replica.Report) {
-	p.marked = p.r.cfg.Marks[p.group] != replica.Mark{}
-	p.p = replica.New(p.r.opt, report)
-	if p.r.current.Load() {
-		p.p.Current()
-	}
-	if p.first != nil {
-		p.p.SetLease(p.r.now(), replica.Time(p.r.lease.Load()))
-		p.p.SetView(p.r.now(), *p.first)
-		p.first = nil
-		p.perform()
-	}
 }
 
 func (p *part) event(e *event) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/zeebo/xxh3"
 
@@ -510,35 +509,6 @@ func (p *part) heal(from replica.Peer, m route, id object.ID, off, length uint32
 	r.cfg.Logger.Info("corrupt content was replaced by that of another replica", "object", t.key.String(), "from", fmt.Sprint(from.Node), "offset", off, "bytes", length)
 	return nil
 }
-
-// report says what is in the store of a partition, for a start. As long as that cannot be
-// said the partition answers nobody, and others do without this node.
-func (r *Replicas) report(g object.Group) *replica.Report {
-	for {
-		report := &replica.Report{Mark: r.cfg.Marks[g]}
-		err := r.cfg.Store.List(r.ctx, g, func(i object.Info) error {
-			if i.Uncertain || report.Mark.Less(i.Version) {
-				report.Recent = append(report.Recent, i.Key.ID)
-			}
-			report.Holds = true
-			return nil
-		})
-		if err == nil {
-			return report
-		}
-		if r.ctx.Err() != nil {
-			return nil
-		}
-		r.cfg.Logger.Error("objects of a partition cannot be listed: this node takes no part in it", "partition", g.String(), "err", err)
-		select {
-		case <-time.After(reportPause):
-		case <-r.ctx.Done():
-			return nil
-		}
-	}
-}
-
-const reportPause = 5 * time.Second
 
 // objects lists what there is of a partition.
 func (r *Replicas) objects(g object.Group) (list []object.ID, err error) {
