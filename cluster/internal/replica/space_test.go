@@ -134,3 +134,27 @@ func TestLearnerIsAskedWhileItIsEmptied(t *testing.T) {
 		t.Fatalf("what it is brought then begins %+v", e)
 	}
 }
+
+// A learner whose disk was left is brought what it has afterwards. When others hold the partition that is removed again,
+// as from anybody else, also if what was on the former disk was gone before the primary began.
+func TestWhatALearnerWasBroughtAfterItsDiskWasLeftIsRemoved(t *testing.T) {
+	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
+	p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: 20, Patience: 6000}, replica.Report{})
+	p.Current()
+	p.SetView(0, replica.View{Epoch: 3, ISR: []replica.Peer{other}, Learners: []replica.Peer{self}, MinInSync: 1})
+	p.Renounce()
+	p.Purged(1, 3, nil)
+	p.AnswerAsk(other, 3, 1, "ask")
+	p.Receive(other, 3, 1, object.Version{Epoch: 3, Seq: 1}, 7, replica.Mark{}, "change")
+	effects := p.Effects()
+	stored := effects[len(effects)-1]
+	if stored.Kind != replica.Apply {
+		t.Fatalf("what it is brought begins %+v", effects)
+	}
+	p.Stored(2, stored, nil)
+	p.Effects()
+	p.SetView(3, replica.View{Epoch: 4, ISR: []replica.Peer{other}, MinInSync: 1, Whole: true})
+	if e := p.Effects(); len(e) != 1 || e[0].Kind != replica.Purge {
+		t.Fatalf("when others hold the partition: %+v, and what was brought stays", e)
+	}
+}
