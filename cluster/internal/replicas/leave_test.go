@@ -224,6 +224,75 @@ func TestLearnerLeavesItsDiskBeforeItAnswers(t *testing.T) {
 	}
 }
 
+// leftMidway is a store whose disk goes, and is left, while it is asked about an object.
+type leftMidway struct {
+	emptied
+	leave func()
+}
+
+func (s *leftMidway) Stat(_ context.Context, k object.Key) (object.Info, error) {
+	return object.Info{Key: k, SizeShift: 22, Version: object.Version{Epoch: 1, Seq: 1}}, nil
+}
+func (s *leftMidway) Sums(context.Context, object.Key) ([]uint64, error) {
+	s.leave()
+	return nil, object.ErrNotFound
+}
+func (s *leftMidway) Submit(r *object.Request) {
+	if r.Op == object.OpRead {
+		s.leave()
+		r.Complete(object.ErrNotFound)
+		return
+	}
+	s.emptied.Submit(r)
+}
+
+// A former primary whose disk is left while a member takes an object from it does not say that the object is not there: the member,
+// which is the primary now, would remove its own.
+func TestWhatIsLeftMidwayIsNotMissing(t *testing.T) {
+	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
+	for _, op := range []uint16{opSums, opBlocks} {
+		store := &leftMidway{emptied: emptied{objects: map[object.ID]bool{7: true}}}
+		r, err := New(t.Context(), Config{
+			Self: self, Store: store, Peer: func(state.NodeID) Peer { return unsound{} }, Fence: func(object.VID, uint64) error { return nil },
+			Propose: func(state.ChangeISR) {},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		local, err := peer.NewLocal(Errors)
+		if err != nil {
+			t.Fatal(err)
+		}
+		view := func(p state.Partition) {
+			p.Targets = []state.NodeID{2, 1}
+			r.SetState(&state.View{
+				Cluster: state.Cluster{ID: "c", Partitions: 1}, Epoch: p.Epoch,
+				Nodes:    []*state.Node{{ID: 1, Incarnation: 1, State: state.NodeUp}, {ID: 2, Incarnation: 1, State: state.NodeUp}},
+				Policies: []*state.Policy{{ID: 1, Copies: 2, MinInSync: 1, Partitions: []state.Partition{p}}},
+			})
+		}
+		view(state.Partition{Epoch: 1, ISR: []state.NodeID{1, 2}})
+		store.leave = func() {
+			store.failed = true
+			view(state.Partition{Epoch: 2, ISR: []state.NodeID{2}, Learners: []state.NodeID{1}})
+		}
+		m := pull{route: route{object.Group{Policy: 1}, 1, self.Incarnation}, id: 7, len: 4096}
+		c := &peer.Call{Class: peer.Bulk, Op: op, Head: m.append(nil), ReplyData: make([]byte, 4096), Want: 4096}
+		answered := make(chan error, 1)
+		r.Handle(local.Request(&peer.Identity{Node: other.Node, Incarnation: other.Incarnation}, c, func(_ *peer.Request, err error) { answered <- err }))
+		r.Kick()
+		select {
+		case err := <-answered:
+			if !errors.Is(err, replica.ErrEpoch) || !store.abandoned {
+				t.Errorf("operation %d is answered with %v, the disk is left: %v", op, err, store.abandoned)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("no answer")
+		}
+		r.Close()
+	}
+}
+
 // unsound is a member of partitions that cannot be made equal to the primary.
 type unsound struct{}
 

@@ -439,9 +439,6 @@ func (in *incoming) serve() error {
 		if _, damaged := r.damaged.Load(key); damaged {
 			err = object.ErrCorrupt
 		}
-		if isNotFound(err) && !in.part.counts(r.ctx, m.epoch) {
-			err = replica.ErrEpoch
-		}
 		switch {
 		case err != nil:
 		case req.Op == opSums:
@@ -459,6 +456,9 @@ func (in *incoming) serve() error {
 				Off: m.off, Len: m.len, Data: req.ReplyData,
 			})
 			req.ReplyHead = le.AppendUint64(req.ReplyHead, xxh3.Hash(req.ReplyData))
+		}
+		if isNotFound(err) && !in.part.counts(r.ctx, m.epoch) { // whenever it has gone
+			err = replica.ErrEpoch
 		}
 		req.Reply(err)
 	})
