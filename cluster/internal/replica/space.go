@@ -224,8 +224,8 @@ func (p *Partition) Purged(now Time, epoch state.Epoch, err error) {
 	case !current: // see drained
 	case err != nil:
 		p.purgeAt = now + purgePause
-	case p.role == outside:
-		p.holds = false // a learner has something again as soon as it is brought that
+	case p.role == outside && p.earlier == 0: // a learner is brought something, and what is late may land on the next disk
+		p.holds = false
 	}
 }
 

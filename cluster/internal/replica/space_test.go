@@ -158,3 +158,27 @@ func TestWhatALearnerWasBroughtAfterItsDiskWasLeftIsRemoved(t *testing.T) {
 		t.Fatalf("when others hold the partition: %+v, and what was brought stays", e)
 	}
 }
+
+// A change of an earlier epoch that lands when the disk was left already makes its object on the next one. That is removed, too, when
+// others hold the partition.
+func TestWhatLandsAfterTheDiskWasLeftIsRemoved(t *testing.T) {
+	self, other := replica.Peer{Node: 1, Incarnation: 1}, replica.Peer{Node: 2, Incarnation: 1}
+	p := replica.New(replica.Options{Self: self, AckTimeout: 3000, LearnerTimeout: 1000, Resend: 20, Patience: 6000}, replica.Report{})
+	p.Current()
+	p.SetView(0, replica.View{Epoch: 3, ISR: []replica.Peer{other, self}, MinInSync: 1})
+	p.Receive(other, 3, 0, object.Version{Epoch: 3, Seq: 1}, 7, replica.Mark{}, "change")
+	effects := p.Effects()
+	stored := effects[len(effects)-1]
+	if stored.Kind != replica.Apply {
+		t.Fatalf("a change begins %+v", effects)
+	}
+	p.SetView(1, replica.View{Epoch: 4, ISR: []replica.Peer{other}, MinInSync: 1})
+	p.Renounce()
+	p.Purged(2, 4, nil)
+	p.Stored(3, stored, nil)
+	p.Effects()
+	p.SetView(4, replica.View{Epoch: 5, ISR: []replica.Peer{other}, MinInSync: 1, Whole: true})
+	if e := p.Effects(); len(e) != 1 || e[0].Kind != replica.Purge {
+		t.Fatalf("when others hold the partition: %+v, and what was late stays", e)
+	}
+}
