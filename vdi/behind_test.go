@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"sheepdog/storage/object"
 	"sheepdog/vdi"
 	"sheepdog/vdi/vditest"
 )
@@ -123,4 +124,108 @@ func TestResizeWhileTrimmedElsewhere(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// A VDI is rolled back, and the gateway that did so is killed before it can tell others. As soon as somebody has written to it, nobody
+// reads what it was before, through a gateway that has not heard of it either. So it is if it was deleted before by who was killed.
+func TestRolledBackByAGatewayThatIsKilled(t *testing.T) {
+	for _, deleted := range []bool{false, true} {
+		c := vditest.NewCluster(t, 1)
+		gateways := map[string]*vditest.Gateway{}
+		catching := &ahead{kind: "barrier"}
+		c.Config = func(cfg *vdi.Config) {
+			name, kind := cfg.Node, map[string]string{"a": "rollback", "d": "delete"}[cfg.Node]
+			if kind != "" {
+				cfg.Log = &last{cfg.Log, kind, func() { gateways[name].Kill() }}
+			}
+			if name == "late" {
+				catching.Log, cfg.Log = cfg.Log, catching
+			}
+		}
+		for _, name := range []string{"a", "b", "d", "late"} {
+			gateways[name] = c.Gateway(name)
+		}
+		a, b, d, late := gateways["a"], gateways["b"], gateways["d"], gateways["late"]
+		v := create(t, a.Service, "v", 4<<20)
+		write(t, v, 0, 512, 1)
+		must[vdi.Info](t)(a.Snapshot(ctx, "v", "s"))
+		write(t, v, 0, 512, 2)
+		w := openAll(t, []*vditest.Gateway{late}, "v")[0]
+		if got := byteAt(t, w, 0); got != 2 {
+			t.Fatalf("it is %d", got)
+		}
+		late.Behind(true)
+		if deleted {
+			d.CatchUp()
+			if err := d.Delete(ctx, "v", ""); err == nil {
+				t.Fatal("deleted by who was killed")
+			}
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.CatchUp()
+		if _, err := a.Rollback(ctx, "v", "s"); err == nil {
+			t.Fatal("rolled back by who was killed")
+		}
+		b.CatchUp()
+		write(t, open(t, b.Service, "v"), 0, 512, 3)
+		catching.do = func() { late.Behind(false) }
+		catching.on.Store(true)
+		if got := byteAt(t, w, 0); got != 3 {
+			t.Errorf("deleted before: %v: another gateway reads %d, after 3 was written", deleted, got)
+		}
+	}
+}
+
+// When it is answered that a VDI has come back by a rollback, nobody reads what it was when it was deleted: also if those who did
+// the one and the other could tell nobody.
+func TestRolledBackAfterADeletionThatNobodyHeardOf(t *testing.T) {
+	c := vditest.NewCluster(t, 1)
+	catching := &ahead{kind: "barrier"}
+	var d *vditest.Gateway
+	c.Config = func(cfg *vdi.Config) {
+		cfg.Known = nil
+		switch cfg.Node {
+		case "d":
+			cfg.Log = &last{cfg.Log, "delete", func() { d.Kill() }}
+		case "late":
+			catching.Log, cfg.Log = cfg.Log, catching
+		}
+	}
+	a, late := c.Gateway("a"), c.Gateway("late")
+	d = c.Gateway("d")
+	v := create(t, a.Service, "v", 4<<20)
+	write(t, v, 0, 512, 1)
+	must[vdi.Info](t)(a.Snapshot(ctx, "v", "s"))
+	write(t, v, 0, 512, 2)
+	w := openAll(t, []*vditest.Gateway{late}, "v")[0]
+	late.Behind(true)
+	d.CatchUp()
+	if err := d.Delete(ctx, "v", ""); err == nil {
+		t.Fatal("deleted by who was killed")
+	}
+	a.CatchUp()
+	must[vdi.Info](t)(a.Rollback(ctx, "v", "s"))
+	catching.do = func() { late.Behind(false) }
+	catching.on.Store(true)
+	if got := byteAt(t, w, 0); got != 1 {
+		t.Errorf("another gateway reads %d, after it was rolled back to 1", got)
+	}
+}
+
+// last is a log in which something comes behind commands of a kind, whose answer is lost.
+type last struct {
+	vdi.Log
+	kind string
+	do   func()
+}
+
+func (l *last) Propose(ctx context.Context, machine string, command []byte) ([]byte, error) {
+	b, err := l.Log.Propose(ctx, machine, command)
+	if bytes.HasPrefix(command, []byte(`{"`+l.kind+`":`)) {
+		l.do()
+		return nil, object.ErrClosed
+	}
+	return b, err
 }

@@ -63,7 +63,11 @@ func (c *core) delete(ctx context.Context) error {
 	// Other nodes may not know yet. From here on the objects refuse what they ask for; if
 	// this fails, the collector does it before it removes anything.
 	if gone, ok := s.cfg.Catalog.Get(v.VID); ok && gone.Serial == v.Serial {
-		if err := s.fence(ctx, gone); err != nil {
+		fence := s.fence
+		if !c.snapshot {
+			fence = s.fenceFormer // itself, too
+		}
+		if err := fence(ctx, gone); err != nil {
 			s.log.Info("deleted volume may be used by other nodes for a while", "vdi", c.name, "error", err)
 		}
 	}

@@ -215,16 +215,51 @@ func (c *core) takeOver(ctx context.Context, v catalog.VDI, fresh bool) error {
 		if err := c.s.fence(ctx, v); err != nil {
 			return err
 		}
-		// If the VDI became this vid by a snapshot, and who took it ended before readers were
-		// told: they would go on reading the snapshot.
-		if p, ok := c.s.cfg.Catalog.Get(v.Parent); ok && p.State == catalog.Live && p.Snapshot {
-			if err := c.s.fence(ctx, p); err != nil && !errors.Is(err, object.ErrStale) { // or it was deleted since
-				return err
-			}
+		if err := c.s.fenceFormer(ctx, v); err != nil {
+			return err
 		}
 	}
 	c.s.taken.Store(v.Ref, v.Generation)
 	return nil
+}
+
+// fenceFormer keeps out who goes on using v under a vid that it had before. If that was changed by a snapshot, a rollback or a deletion
+// that was rolled back, and who did it ended before others were told, they would read what was there then.
+func (s *Service) fenceFormer(ctx context.Context, v catalog.VDI) error {
+	s.fenced.Range(func(r, generation any) bool {
+		if w, ok := s.cfg.Catalog.Get(r.(catalog.Ref).VID); !ok || w.Ref != r || w.Generation != generation {
+			s.fenced.Delete(r)
+		}
+		return true
+	})
+	for _, w := range former(v, s.cfg.Catalog.Family(v.Family)) {
+		if generation, _ := s.fenced.Load(w.Ref); generation == w.Generation {
+			continue
+		}
+		if err := s.fence(ctx, w); err != nil && !errors.Is(err, object.ErrStale) { // or it was deleted since, or collected
+			return err
+		}
+		s.fenced.Store(w.Ref, w.Generation)
+	}
+	return nil
+}
+
+// former are those of its family that may be taken for v by who does not know of the last changes of it. The collector has fenced
+// those whose maps are gone.
+func former(v catalog.VDI, family []catalog.VDI) (list []catalog.VDI) {
+	parents := map[object.VID]bool{v.Parent: true}
+	for _, w := range family {
+		if w.State == catalog.Deleted && !w.Snapshot && !w.Move && !w.MapGone && w.Name == v.Name {
+			list = append(list, w)
+			parents[w.Parent] = true // by a snapshot that was just taken
+		}
+	}
+	for _, w := range family {
+		if parents[w.VID] && w.Snapshot && !w.MapGone {
+			list = append(list, w)
+		}
+	}
+	return list
 }
 
 // adopt makes m, which nobody has seen yet, the volume's mapping. Nobody passes the gate;

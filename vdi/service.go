@@ -32,6 +32,8 @@ type Service struct {
 
 	owned sync.Map // object.VID: the *mapping under which this node owns it, for noticed
 	taken sync.Map // catalog.Ref: the generation under which it was taken over in full
+	// fenced are snapshots and deleted VDIs, by catalog.Ref: the generation by which nobody uses them as a VDI any more.
+	fenced sync.Map
 
 	tasks   sync.WaitGroup // see background
 	woken   chan struct{}  // tidying is to be done

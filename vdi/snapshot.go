@@ -219,7 +219,14 @@ func (s *Service) rollback(ctx context.Context, name, tag string) (catalog.VDI, 
 	}
 	c, err := s.acquire(ctx, name, "")
 	if errors.Is(err, catalog.ErrNotFound) {
-		return s.rollbackCommand(ctx, v, catalog.Ref{}, 0)
+		made, err := s.rollbackCommand(ctx, v, catalog.Ref{}, 0)
+		if err != nil {
+			return catalog.VDI{}, err
+		}
+		if err := s.fenceFormer(ctx, made); err != nil { // who deleted it may have told nobody
+			return catalog.VDI{}, fmt.Errorf("rolled back, but other nodes may not know it: %w", err)
+		}
+		return made, nil
 	}
 	if err != nil {
 		return catalog.VDI{}, err

@@ -3,7 +3,6 @@ package vdi_test
 import (
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -211,10 +210,7 @@ func (l *living) rollback(g *vditest.Gateway, rng *rand.Rand) error {
 	_, err := g.Rollback(ctx, "w", x.tag)
 	err = outcome(g, err)
 	l.note(h, begin, err, list...)
-	h.backs = append(h.backs, [2]int64{begin, math.MaxInt64})
-	if err == nil {
-		h.backs[len(h.backs)-1][1] = l.tick()
-	}
+	l.wasRolledBack(h, begin, err)
 	if now != nil && now != h {
 		l.note(now, begin, err, all(gone)...)
 	}

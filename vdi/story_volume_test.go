@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"sheepdog/storage/object"
@@ -33,14 +33,74 @@ type saga struct {
 	ops   [registers][]operation
 	shots map[object.VID]int64 // when a vid had become a snapshot
 	turns [2]int               // how many changes of it as a whole have begun, and are over
-	backs [][2]int64           // when it was rolled back: from when to when. Until then some gateways read it as it was, others not
+	backs []back               // when it was rolled back
 
 	flushes []flush
 }
 
-// between reports whether the operation was under way while the volume was rolled back.
-func (h *saga) between(o *operation) bool {
-	return slices.ContainsFunc(h.backs, func(b [2]int64) bool { return o.begin < b[1] && b[0] < o.end })
+// back is an attempt to roll a volume back. Until it is answered, some gateways may read what there was before, and others what is there
+// since; and if who did it was killed, until somebody else has taken the volume over, and answers a write.
+type back struct {
+	begin, end int64
+	failed     bool
+}
+
+// over is when nobody reads any more what there was before.
+func (h *saga) over(b back) int64 {
+	if !b.failed {
+		return b.end
+	}
+	over := int64(math.MaxInt64)
+	for n := range h.ops {
+		for i := range h.ops[n] {
+			if o := &h.ops[n][i]; o.deed >= writes && o.deed != grows && !o.maybe && o.begin > b.end {
+				over = min(over, o.end)
+			}
+		}
+	}
+	return over
+}
+
+// turnedBack has operations where reads that were under way during a rollback may have found what was there when it began. Where several
+// have found the same since then, the first that has ended stands for all.
+func (h *saga) turnedBack(ops []operation) (list []operation) {
+	type found struct {
+		deed  deed
+		value uint32
+		begin int64
+	}
+	first := map[found]int{}
+	written := map[uint32]int64{} // from when on a value was written, which is 0 in the beginning
+	for _, o := range ops {
+		if at, ok := written[o.leaves()]; o.deed >= writes && (!ok || o.begin < at) {
+			written[o.leaves()] = o.begin
+		}
+	}
+	written[0] = 0
+	overs := make([]int64, len(h.backs))
+	for i, b := range h.backs {
+		overs[i] = h.over(b)
+	}
+	for _, o := range ops {
+		begin := o.begin
+		for i, b := range h.backs {
+			if o.deed == reads && o.begin < overs[i] && b.begin < o.end {
+				begin = min(begin, max(b.begin, written[o.value]))
+			}
+		}
+		if begin == o.begin {
+			list = append(list, o)
+			continue
+		}
+		o.begin = begin
+		if i, ok := first[found{o.deed, o.value, begin}]; ok {
+			list[i].end = min(list[i].end, o.end)
+			continue
+		}
+		first[found{o.deed, o.value, begin}] = len(list)
+		list = append(list, o)
+	}
+	return list
 }
 
 // on is an operation on a register.
@@ -127,8 +187,7 @@ func (h *saga) verify(cuts []*cut) string {
 			}
 			o.end = at
 		}
-		ops = slices.DeleteFunc(ops, func(o operation) bool { return o.deed == reads && h.between(&o) })
-		ops, why := h.powerless(ops, cuts)
+		ops, why := h.powerless(h.turnedBack(ops), cuts)
 		if why == "" {
 			why = linearizable(ops)
 		}
@@ -420,6 +479,9 @@ func (s *tale) change(rng *rand.Rand, what string, do func(*vditest.Gateway) err
 		}
 		begun = append(begun, s.tick())
 		err := do(g)
+		if what == "rollback" {
+			s.wasRolledBack(&s.v, begun[len(begun)-1], err)
+		}
 		if err == nil {
 			break
 		}
@@ -432,9 +494,6 @@ func (s *tale) change(rng *rand.Rand, what string, do func(*vditest.Gateway) err
 	end := s.tick()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if what == "rollback" {
-		s.v.backs = append(s.v.backs, [2]int64{begun[0], end})
-	}
 	for _, o := range list {
 		for i, begin := range begun {
 			o.begin, o.end, o.maybe, o.durable = begin, end, i < len(begun)-1, true
@@ -443,6 +502,14 @@ func (s *tale) change(rng *rand.Rand, what string, do func(*vditest.Gateway) err
 			s.v.ops[o.n] = append(s.v.ops[o.n], o.operation)
 		}
 	}
+}
+
+// wasRolledBack notes an attempt that ends now.
+func (s *tale) wasRolledBack(h *saga, begin int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clock++
+	h.backs = append(h.backs, back{begin, s.clock, err != nil})
 }
 
 func (s *tale) rollback(x *snap, rng *rand.Rand) {

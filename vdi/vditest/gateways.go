@@ -57,6 +57,7 @@ type Gateway struct {
 	applied int
 	stopped time.Time // zero: it is not
 	killed  bool
+	behind  bool // it applies nothing
 	expired bool // somebody has not waited for it
 }
 
@@ -134,6 +135,9 @@ func (g *Gateway) Continue() { g.set(func() { g.stopped = time.Time{} }) }
 // Kill ends it; what it has sent arrives nevertheless. Its calls fail with ErrClosed.
 func (g *Gateway) Kill() { g.set(func() { g.killed = true }) }
 
+// Behind has it apply none of the commands to come, or, when it is over, all of them. It serves clients meanwhile.
+func (g *Gateway) Behind(is bool) { g.set(func() { g.behind = is }) }
+
 // Killed reports whether it was killed.
 func (g *Gateway) Killed() bool {
 	g.cluster.mu.Lock()
@@ -193,7 +197,7 @@ func (g *Gateway) apply() {
 	c := g.cluster
 	for {
 		c.mu.Lock()
-		for g.applied == len(c.log) && !g.killed && !c.ended {
+		for (g.behind || g.applied == len(c.log)) && !g.killed && !c.ended {
 			c.moved.Wait()
 		}
 		c.mu.Unlock()
