@@ -12,7 +12,8 @@
 //
 // # Flush
 //
-// With the answer to a change comes who holds it. A flush has all holders of what was
+// With the answer to a change comes who holds it. Of one that fails and may have been made all the same, because an attempt had no
+// answer that tells, all nodes that have a part in its partition count as holders: somebody may have read it. A flush has all holders of what was
 // answered before it make it durable, and ends when each has done so or has no part any
 // more; so does one that comes while another one is under way, also if it adds nothing to
 // it. A node that has left the in-sync set is made durable before it comes back. If

@@ -80,6 +80,19 @@ func (g *Gateway) hold(h holding) {
 	s.add(h, &g.part(h.group).view)
 }
 
+// holdDoubtful notes who may hold a change that has failed, and may have been carried out all the same: what is read of it, a flush
+// has to cover. That is all who have a part in the partition: what some of them have a new epoch brings to the others, and not durably, so it
+// does not matter either whether the change was durable where it was made. In the present epoch, for they have it from there; but if
+// the last member has restarted since, what it may have had is lost like what was answered.
+func (g *Gateway) holdDoubtful(r *Request) {
+	v := &r.part.view
+	epoch := v.Epoch
+	if v.Restarted > r.doubt {
+		epoch = r.doubt
+	}
+	g.hold(holding{volume: r.Volume, group: r.Group, epoch: epoch, peers: slices.Concat(v.ISR, v.Learners)})
+}
+
 func union(a, b []replica.Peer) []replica.Peer {
 	for _, m := range b {
 		if !slices.Contains(a, m) {

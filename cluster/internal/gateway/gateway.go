@@ -47,6 +47,7 @@ type Request struct {
 	began   replica.Time
 	sent    state.Epoch // epoch of the attempt under way; 0: none
 	said    error       // what was answered to the last one
+	doubt   state.Epoch // in which it may have been carried out first, without an answer that says so; 0: in none
 	retryAt replica.Time
 	part    *partition
 	changes *queue // of the object, for changes
@@ -159,7 +160,7 @@ func (g *Gateway) SetView(now replica.Time, group object.Group, v View) {
 
 // Submit starts a request.
 func (g *Gateway) Submit(now replica.Time, r *Request) {
-	r.Err, r.began, r.sent, r.said, r.retryAt, r.waiting, r.changes = nil, now, 0, nil, 0, false, nil
+	r.Err, r.began, r.sent, r.said, r.doubt, r.retryAt, r.waiting, r.changes = nil, now, 0, nil, 0, 0, false, nil
 	r.part = g.part(r.Group)
 	r.part.requests = append(r.part.requests, r)
 	g.open++
@@ -193,10 +194,13 @@ func (g *Gateway) forward(r *Request) {
 
 // Answered says how an attempt has ended. Holders are who may hold the change. The error
 // replica.ErrRetry, and that of a lost connection, which the caller turns into it, let
-// the request be sent again.
+// the request be sent again. Unless it is replica.ErrUnsent as well the attempt may have been carried out.
 func (g *Gateway) Answered(now replica.Time, r *Request, holders []replica.Peer, err error) {
 	epoch := r.sent
 	r.sent, r.said = 0, err
+	if err != nil && !r.Read && r.doubt == 0 && errors.Is(err, replica.ErrRetry) && !errors.Is(err, replica.ErrUnsent) {
+		r.doubt = epoch
+	}
 	switch {
 	case errors.Is(err, replica.ErrRetry) && now >= r.began+replica.Time(g.opt.Timeout):
 		g.finish(r, unavailable(r))
@@ -230,6 +234,9 @@ func (g *Gateway) finish(r *Request, err error) {
 	p := r.part
 	p.requests = slices.DeleteFunc(p.requests, func(q *Request) bool { return q == r })
 	g.open--
+	if err != nil && r.doubt != 0 {
+		g.holdDoubtful(r)
+	}
 	r.Err, r.part = err, nil
 	g.emit(Effect{Kind: Done, Request: r})
 	if r.changes != nil {

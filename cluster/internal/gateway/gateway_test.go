@@ -339,6 +339,70 @@ func TestFlush(t *testing.T) {
 		g.Flush(0, &Flush{Volume: 3})
 		expect(t, g, "forward 0 to 1 under 1; done 0 <nil>; flushed <nil>")
 	})
+	// A change that is given up may have been made, and read since: a flush that ends well must not let a power cut take it back.
+	t.Run("what was given up may have been made", func(t *testing.T) {
+		for _, durable := range []bool{false, true} {
+			g := newGateway()
+			g.SetView(0, group, View{Epoch: 2, ISR: []replica.Peer{n1, n2}, Learners: []replica.Peer{n3}})
+			a := write(0, 1)
+			a.Durable = durable // where it was made; a new epoch may have brought it elsewhere
+			g.Submit(0, a)
+			g.Answered(0, a, nil, replica.ErrRetry)
+			g.Tick(10 * second)
+			expect(t, g, "forward 0 to 1 under 2; done 0 partition unavailable")
+			g.Flush(10*second, &Flush{Volume: 3})
+			expect(t, g, "sync 1; sync 2; sync 3")
+			g.Synced(10*second, n1, nil)
+			g.Synced(10*second, n2, nil)
+			expect(t, g, "")
+			g.Synced(10*second, n3, nil)
+			expect(t, g, "flushed <nil>")
+			g.Flush(10*second, &Flush{Volume: 3}) // once
+			expect(t, g, "flushed <nil>")
+		}
+	})
+	t.Run("what fails after an attempt without answer may have been made", func(t *testing.T) {
+		g := newGateway()
+		a := write(0, 1)
+		g.Submit(0, a)
+		g.Answered(0, a, nil, replica.ErrRetry)
+		g.SetView(0, group, View{Epoch: 2, ISR: []replica.Peer{n2, n3}})
+		g.Answered(0, a, nil, errDisk)
+		g.Flush(0, &Flush{Volume: 3})
+		expect(t, g, "forward 0 to 1 under 1; forward 0 to 2 under 2; done 0 disk failed; sync 2; sync 3")
+	})
+	t.Run("what was given up may be lost", func(t *testing.T) {
+		g := newGateway()
+		a := write(0, 1)
+		g.Submit(0, a)
+		g.Answered(0, a, nil, replica.ErrRetry)
+		n1again := replica.Peer{Node: 1, Incarnation: 2}
+		g.SetView(0, group, View{Epoch: 3, ISR: []replica.Peer{n1again}, Restarted: 2})
+		g.Answered(10*second, a, nil, replica.ErrRetry)
+		happened(g)
+		g.Flush(10*second, &Flush{Volume: 3})
+		expect(t, g, "sync 1; flushed disk failed")
+	})
+	// What has never left the gateway was not made: a partition of which nobody is there must not keep flushes of the others from ending.
+	t.Run("what was never sent was not made", func(t *testing.T) {
+		g := newGateway()
+		a, b := write(0, 1), write(0, 1)
+		g.Submit(0, a)
+		g.Submit(0, b) // waits for a
+		g.Answered(0, a, nil, fmt.Errorf("%w: %w", replica.ErrRetry, replica.ErrUnsent))
+		g.Tick(10 * second)
+		g.Flush(10*second, &Flush{Volume: 3})
+		expect(t, g, "forward 0 to 1 under 1; done 0 partition unavailable; forward 0 to 1 under 1; flushed <nil>")
+	})
+	t.Run("reads are held by nobody", func(t *testing.T) {
+		g := newGateway()
+		a := write(0, 1)
+		a.Read = true
+		g.Submit(0, a)
+		g.Answered(10*second, a, nil, replica.ErrRetry)
+		g.Flush(10*second, &Flush{Volume: 3})
+		expect(t, g, "forward 0 to 1 under 1; done 0 partition unavailable; flushed <nil>")
+	})
 	t.Run("failed changes are held by nobody", func(t *testing.T) {
 		g := newGateway()
 		a := write(0, 1)

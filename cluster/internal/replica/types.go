@@ -195,6 +195,8 @@ var (
 	// ErrRetry: this node cannot do it now, another one or a later time can. Nothing was
 	// acknowledged; the change may have been applied or not.
 	ErrRetry = errorText("partition is served elsewhere or later")
+	// ErrUnsent, beside ErrRetry: the request has not left this node, and will not. Nothing was applied.
+	ErrUnsent = errorText("request was not sent")
 	// ErrEpoch: the message is of another epoch than the one known here (INV-R2), or this
 	// node is not done with earlier ones.
 	ErrEpoch = errorText("message of another epoch")

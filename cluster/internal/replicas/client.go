@@ -28,7 +28,7 @@ type Forward struct {
 
 // Forward brings a task to the primary to, this node or another one, under t.Epoch, and
 // calls Done with the outcome. It may be held back until Kick. Failures after which
-// another try, here or elsewhere, may do it are replica.ErrRetry.
+// another try, here or elsewhere, may do it are replica.ErrRetry, and replica.ErrUnsent too if this one has not left the node.
 func (r *Replicas) Forward(to replica.Peer, epoch state.Epoch, f *Forward, done func(*Task)) {
 	f.Epoch, f.Done = epoch, done
 	if to == r.cfg.Self {
@@ -65,12 +65,20 @@ func forwarded(c *peer.Call) {
 	}
 	t.content.made = false
 	t.Holders = nil
-	if t.Err = unknown(c.Err); t.Err == nil {
+	switch t.Err = unknown(c.Err); {
+	case t.Err == nil:
 		t.Err = f.answer()
+	case !c.Sent():
+		t.Err = unsent{t.Err}
 	}
 	c.Release()
 	t.Done(t)
 }
+
+// unsent is a failure before anything was sent: see replica.ErrUnsent.
+type unsent struct{ error }
+
+func (u unsent) Unwrap() []error { return []error{u.error, replica.ErrUnsent} }
 
 func (f *Forward) answer() error {
 	t, c := &f.Task, &f.call
