@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -203,25 +204,37 @@ func (f *flock) copy(ctx context.Context, c object.CopyRequest) error {
 		}
 		list = append(list, tail...)
 	}
-	buf := make([]byte, replicas.MaxPiece)
+	g, work := errgroup.WithContext(ctx)
+	g.SetLimit(copiedAtATime)
 	for _, e := range list {
-		for off := e.Off; !e.Hole && off-e.Off < e.Len; {
-			n := min(uint32(len(buf)), e.Len-(off-e.Off))
-			if err := f.copyPiece(ctx, c, off, buf[:n]); err != nil {
-				return err
-			}
-			off += n
+		for off := e.Off; !e.Hole && off-e.Off < e.Len; off += copyStep {
+			n := min(copyStep, e.Len-(off-e.Off))
+			g.Go(func() error { return f.copyPiece(work, c, off, n) })
 		}
 	}
-	return nil
+	return g.Wait()
 }
 
-func (f *flock) copyPiece(ctx context.Context, c object.CopyRequest, off uint32, buf []byte) error {
-	t := replicas.Task{Verb: replicas.VerbRead, SizeShift: c.SizeShift, Off: off, Len: uint32(len(buf)), Data: buf}
+// An object is copied by pieces of copyStep bytes, copiedAtATime of them at once, so that one is read while others are
+// written. Long ones cost more: their buffers, here and at every node, are out of all caches by the time they are used.
+const (
+	copyStep      uint32 = 512 << 10
+	copiedAtATime        = 2
+)
+
+var copyBuffers = sync.Pool{New: func() any { return new([copyStep]byte) }}
+
+func (f *flock) copyPiece(ctx context.Context, c object.CopyRequest, off, n uint32) error {
+	buf := copyBuffers.Get().(*[copyStep]byte)
+	defer copyBuffers.Put(buf)
+	t := replicas.Task{
+		Verb: replicas.VerbRead, SizeShift: c.SizeShift, Off: off, Len: n, Data: buf[:n],
+		Volume: c.Volume, Generation: c.Generation, // so it is read here, if this node has it
+	}
 	if _, err := f.do(ctx, c.SrcPolicy, c.Src, t); err != nil {
 		return err
 	}
-	t.Verb, t.Volume, t.Generation = replicas.VerbWrite, c.Volume, c.Generation
+	t.Verb = replicas.VerbWrite
 	_, err := f.do(ctx, c.DstPolicy, c.Dst, t)
 	return err
 }
