@@ -237,7 +237,7 @@ func (s *Server) relistGroups() {
 // checkAlive asks a silent initiator whether it is there, and ends its session if it was
 // asked often enough.
 func (s *Server) checkAlive(c *session) {
-	silent := time.Since(time.Unix(0, c.lastHeard.Load()))
+	silent := time.Duration(stream.Ticks(time.Now()) - c.lastHeard.Load())
 	if silent < s.cfg.PingEvery*time.Duration(c.unanswered()+1) {
 		return
 	}

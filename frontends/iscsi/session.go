@@ -52,7 +52,7 @@ type session struct {
 	windowEnd  atomic.Uint32 // MaxCmdSN
 	statusSN   uint32        // the output owner's
 	maxSend    atomic.Int64  // longest data segment that the initiator takes, bytes
-	lastHeard  atomic.Int64  // UnixNano
+	lastHeard  atomic.Int64  // by stream.Ticks
 
 	notices stream.Notices
 
@@ -97,7 +97,7 @@ func newSession(s *Server, conn net.Conn, p login.Params, first *pdu.Header, c *
 	n.windowEnd.Store(c.commandSN + uint32(s.window) - 1)
 	n.statusSN = c.statusSN + 1 // the last answer of the login has the one before
 	n.maxSend.Store(int64(n.params.MaxSend))
-	n.lastHeard.Store(time.Now().UnixNano())
+	n.lastHeard.Store(stream.Ticks(time.Now()))
 	n.log = c.log.With("target", n.params.Target, "initiator", n.params.Initiator)
 	return n
 }
@@ -170,7 +170,7 @@ func (s *session) readLoop() error {
 	}
 }
 
-func (s *session) heard() { s.lastHeard.Store(time.Now().UnixNano()) }
+func (s *session) heard() { s.lastHeard.Store(stream.Ticks(time.Now())) }
 
 // numbers are what an answer carries. The output's owner alone calls it, in Render.
 func (s *session) numbers(advance bool) pdu.Numbers {
@@ -324,5 +324,5 @@ func (s *session) askLogout(within time.Duration) {
 func (s *session) starved(since time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.collecting > 0 && s.lastHeard.Load() < since.UnixNano()
+	return s.collecting > 0 && s.lastHeard.Load() < stream.Ticks(since)
 }

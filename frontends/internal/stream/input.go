@@ -229,7 +229,7 @@ func (s *Stream) Fill(dst []byte) error {
 		s.fillSince.Store(0)
 	}()
 	for len(in.fill) > 0 {
-		s.fillSince.Store(time.Now().UnixNano())
+		s.fillSince.Store(Ticks(time.Now()))
 		n, err := s.link.recv(s)
 		if err != nil {
 			return s.readError(err, true)

@@ -51,7 +51,7 @@ type output struct {
 	all     [][]byte // vec's array from its start
 	broken  error    // sending failed: items are dropped from then on
 
-	blockedSince atomic.Int64 // when sending began to wait, as UnixNano; 0 if it does not
+	blockedSince atomic.Int64 // when sending began to wait, by Ticks; 0 if it does not
 }
 
 const (
@@ -188,7 +188,7 @@ func (s *Stream) sendSome(wait bool) (int, error) {
 	if !wait {
 		return s.link.trySend(q.vec)
 	}
-	q.blockedSince.Store(time.Now().UnixNano())
+	q.blockedSince.Store(Ticks(time.Now()))
 	n, err := s.link.send(q.vec)
 	q.blockedSince.Store(0)
 	return n, err

@@ -69,7 +69,7 @@ type Stream struct {
 	inflight atomic.Int64          // items that were counted in and are not yet sent
 	held     atomic.Int64          // bytes that count against limit
 	// fillSince is when the client last sent a part of a long payload that the reader
-	// waits for, as UnixNano; 0 if it waits for none.
+	// waits for, by Ticks; 0 if it waits for none.
 	fillSince atomic.Int64
 }
 
@@ -149,7 +149,7 @@ func (s *Stream) InFlight() int64 { return s.inflight.Load() }
 // Stalled tells what Held does, and whether the session's client could set it free, and
 // has not moved since the given time. From any goroutine.
 func (s *Stream) Stalled(since time.Time) (held int64, stalled bool) {
-	before := func(t int64) bool { return t != 0 && t < since.UnixNano() }
+	before := func(t int64) bool { return t != 0 && t < Ticks(since) }
 	held = s.held.Load()
 	return held, held > 0 && (before(s.output.blockedSince.Load()) || before(s.fillSince.Load()))
 }
