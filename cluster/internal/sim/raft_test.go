@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -291,6 +292,12 @@ func (w *world) append(machine string, command []byte) (result []byte) {
 	} else {
 		before := w.oracle.View()
 		result = w.oracle.Apply(command)
+		if w.faults[faultDisk] > 0 {
+			var c state.Command
+			if json.Unmarshal(command, &c) == nil {
+				w.checkLeaves(&c, before)
+			}
+		}
 		if w.tracing {
 			w.logf("decided: %s", command)
 		}

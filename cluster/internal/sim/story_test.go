@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"sheepdog/cluster/state"
-	"sheepdog/storage/disk/disktest"
 	"sheepdog/storage/object"
 )
 
@@ -59,8 +58,8 @@ func (w *world) tell() {
 	}
 	w.compare()
 	w.compareMachines()
-	if !w.run(func() bool { return !w.strays() }, 15*second) {
-		w.fail("nodes keep what others hold: %s", w.situation())
+	if !w.run(func() bool { return w.strays() == "" }, 15*second) {
+		w.fail("nodes keep what others hold: %s: %s", w.strays(), w.situation())
 	}
 }
 
@@ -75,7 +74,9 @@ func (w *world) bring() {
 			n.marks = 50 * ms
 		}
 		if !n.gateway {
-			n.disk = disktest.New(n.name)
+			n.bad, n.leaving = map[string]bool{}, map[string]bool{}
+			n.equip()
+			n.disk = n.disks[0]
 			w.shrink(n)
 		}
 		w.nodes = append(w.nodes, n)
@@ -91,8 +92,8 @@ func (w *world) bring() {
 func (w *world) finish() {
 	w.ended, w.trouble = true, false
 	for _, n := range w.nodes {
-		if n.disk != nil {
-			n.disk.Crash() // nobody needs a checkpoint any more
+		for _, d := range n.disks {
+			d.Crash() // nobody needs a checkpoint any more
 		}
 		if n.life != nil {
 			n.end()
@@ -117,6 +118,7 @@ func (w *world) peace() {
 		}
 		n.wake()
 		n.revive()
+		w.after(0, n.exchange)
 	}
 }
 
@@ -132,6 +134,9 @@ func (w *world) converged() bool {
 		return false
 	}
 	for _, n := range w.nodes {
+		if !n.gateway && !n.equipped() {
+			return false
+		}
 		if !n.running() || v.Node(n.id).State != state.NodeUp || n.life.applied < len(w.log) {
 			return false
 		}
