@@ -277,7 +277,8 @@ func (c *checkpoint) gather(it *item) error {
 		}
 	})
 	covered := o.createPos == 0 || o.createPos.Segment() >= c.first
-	it.skip = err == nil && len(it.blocks) == 0 && o.dirtyPages == 0 && !o.loose && (covered || o.hasFile && !o.fresh)
+	placed := o.hasFile && !o.fresh
+	it.skip = err == nil && len(it.blocks) == 0 && o.dirtyPages == 0 && !o.loose && (covered || placed) && (o.filed == o.version || !placed)
 	return err
 }
 
@@ -354,6 +355,9 @@ func (c *checkpoint) writeTable(it *item, h *handle) error {
 	if _, err := h.WriteAt(hd.encode(), headerOffset(o.shift)); err != nil {
 		return fmt.Errorf("write header of object %s: %w", o.key, err)
 	}
+	o.mu.Lock()
+	o.filed = it.version // less than o.version if somebody has written meanwhile: then the next checkpoint has to come back
+	o.mu.Unlock()
 	return nil
 }
 

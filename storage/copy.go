@@ -225,7 +225,7 @@ func (c *copying) publish() error {
 func (d *drive) adopt(o *obj, c *copying) {
 	copy(o.pages, c.pages)
 	d.pages.Add(int64(len(c.pages)))
-	o.hasFile, o.fresh = true, true
+	o.hasFile, o.fresh, o.filed = true, true, c.version
 	d.opened(o, c.file)
 }
 

@@ -57,6 +57,7 @@ func (d *drive) find(o *obj) error {
 	}
 	o.exists, o.hasFile, o.shift, o.generation = true, true, h.shift, h.generation
 	o.uncertain = o.uncertain || h.uncertain
+	o.filed = h.version
 	o.raise(h.version)
 	d.opened(o, f)
 	return nil
@@ -237,7 +238,7 @@ func (d *drive) ensureFile(o *obj) error {
 	if err != nil {
 		return err
 	}
-	o.hasFile, o.fresh = true, true
+	o.hasFile, o.fresh, o.filed = true, true, o.version
 	d.opened(o, f)
 	return nil
 }

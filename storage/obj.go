@@ -33,6 +33,7 @@ type obj struct {
 	shift      uint8
 	generation uint64
 	version    object.Version
+	filed      object.Version // the version in the file's header, as far as known; zero: another one
 	uncertain  bool
 
 	createPos wal.Pos // of the Create record, while the log holds it
@@ -163,7 +164,7 @@ func (o *obj) path() string {
 // forget makes the object a missing one.
 func (o *obj) forget() {
 	o.exists, o.broken, o.hasFile, o.fresh, o.complete, o.uncertain = false, false, false, false, false, false
-	o.version, o.generation, o.createPos = object.Version{}, 0, 0
+	o.version, o.filed, o.generation, o.createPos = object.Version{}, object.Version{}, 0, 0
 	o.over.clear()
 	o.marks, o.rebuild, o.distrust, o.dirtyData, o.loose = nil, false, nil, false, false
 }

@@ -197,7 +197,7 @@ func (d *drive) create(o *obj, shift uint8, v object.Version, generation uint64,
 		return err
 	}
 	d.staged.Store(true)
-	o.exists, o.shift, o.generation, o.version = true, shift, generation, v
+	o.exists, o.shift, o.generation, o.version, o.filed = true, shift, generation, v, object.Version{}
 	o.createPos, o.complete, o.fresh, o.hasFile = pos, flags&wal.FlagComplete != 0, true, false
 	o.pages = make([]*sumPage, pagesOf(shift))
 	o.changed()
