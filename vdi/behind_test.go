@@ -82,10 +82,14 @@ func TestDeleteWhileReplaced(t *testing.T) {
 	}
 }
 
-// Who resizes a VDI that was rolled back meanwhile through another gateway resizes what it is now.
+// Who resizes a VDI that was rolled back meanwhile through another gateway resizes what it is now. If it was rolled back when the size
+// was changed, it is not changed once more.
 func TestResizeWhileRolledBack(t *testing.T) {
-	for _, kind := range []string{"resize", "trimmed"} {
-		a, b, log := twoGateways(t, kind, func(b *vditest.Gateway) { must[vdi.Info](t)(b.Rollback(ctx, "v", "s")) })
+	for kind, want := range map[string]int64{"resize": 2 << 20, "trimmed": 4 << 20} {
+		a, b, log := twoGateways(t, kind, func(b *vditest.Gateway) {
+			must[vdi.Info](t)(b.Rollback(ctx, "v", "s"))
+			write(t, open(t, b.Service, "v"), 3<<20, 512, 2)
+		})
 		must[vdi.Info](t)(b.Snapshot(ctx, "v", "s"))
 		write(t, open(t, a.Service, "v"), 3<<20, 512, 1)
 		log.on.Store(true)
@@ -93,8 +97,38 @@ func TestResizeWhileRolledBack(t *testing.T) {
 			t.Errorf("%s: it has %d bytes", kind, i.Size)
 		}
 		b.CatchUp()
-		if i := must[vdi.Info](t)(b.Info(ctx, "v", "")); i.Size != 2<<20 {
-			t.Errorf("%s: it has %d bytes by another gateway", kind, i.Size)
+		if i := must[vdi.Info](t)(b.Info(ctx, "v", "")); i.Size != want {
+			t.Errorf("%s: it has %d bytes by another gateway, want %d", kind, i.Size, want)
+		}
+		if want == 4<<20 {
+			if got := byteAt(t, open(t, b.Service, "v"), 3<<20); got != 2 {
+				t.Errorf("%s: %d has come of what was written since", kind, got)
+			}
+		}
+	}
+}
+
+// A VDI that is shrunk, and that another gateway makes larger again while the space is freed, is not shrunk a second time: what
+// was written there since stays.
+func TestShrunkOnce(t *testing.T) {
+	a, b, log := twoGateways(t, "trimmed", func(b *vditest.Gateway) {
+		b.CatchUp()
+		must[vdi.Info](t)(b.Resize(ctx, "v", 8<<20))
+		write(t, open(t, b.Service, "v"), 3<<20, 512, 2)
+	})
+	write(t, open(t, a.Service, "v"), 3<<20, 512, 1)
+	log.on.Store(true)
+	if i := must[vdi.Info](t)(a.Resize(ctx, "v", 2<<20)); i.Size != 2<<20 {
+		t.Errorf("it has %d bytes", i.Size)
+	}
+	for _, g := range []*vditest.Gateway{a, b} {
+		g.CatchUp()
+		v := open(t, g.Service, "v")
+		if v.Size() != 8<<20 {
+			t.Fatalf("it has %d bytes by %s", v.Size(), g.Name)
+		}
+		if got := byteAt(t, v, 3<<20); got != 2 {
+			t.Errorf("by %s it has %d where 2 was written", g.Name, got)
 		}
 	}
 }

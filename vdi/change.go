@@ -129,27 +129,25 @@ func (s *Service) Resize(ctx context.Context, name string, size int64) (Info, er
 	return s.describe(v), nil
 }
 
+// resize changes the size once: when another node takes the VDI in the middle, and changes it in its turn, that comes after.
 func (c *core) resize(ctx context.Context, size int64) (v catalog.VDI, err error) {
+	done := false
 	err = c.asOwner(ctx, func() error {
-		v, err = c.resizeOwned(ctx, size)
-		return err
+		err := c.finishTrim(ctx)
+		if err != nil || done {
+			return err
+		}
+		if v, err = c.changeSize(ctx, size); err != nil || v.Trim == 0 {
+			return err
+		}
+		done = true
+		return c.finishTrim(ctx)
 	})
-	return v, err
-}
-
-func (c *core) resizeOwned(ctx context.Context, size int64) (catalog.VDI, error) {
-	if err := c.finishTrim(ctx); err != nil {
-		return catalog.VDI{}, err
-	}
-	v, err := c.changeSize(ctx, size)
-	if err != nil || v.Trim == 0 {
-		return v, err
-	}
-	if err := c.finishTrim(ctx); err != nil {
+	if err != nil && done {
 		return v, fmt.Errorf("the size is changed, the space beyond it is still to be freed: %w", err)
 	}
 	v.Trim = 0
-	return v, nil
+	return v, err
 }
 
 // changeSize has nobody write meanwhile: a write is inside the size, or refused.

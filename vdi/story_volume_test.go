@@ -498,8 +498,6 @@ func (s *tale) change(rng *rand.Rand, what string, do func(*vditest.Gateway) err
 		for i, begin := range begun {
 			o.begin, o.end, o.maybe, o.durable = begin, end, i < len(begun)-1, true
 			s.v.ops[o.n] = append(s.v.ops[o.n], o.operation)
-			o.maybe = true // twice, if another change comes between that and its end
-			s.v.ops[o.n] = append(s.v.ops[o.n], o.operation)
 		}
 	}
 }
