@@ -302,7 +302,7 @@ func (d *drive) endDirect(w *direct, r *object.Request, failure error) {
 func (d *drive) resum(o *obj, w *direct) {
 	buf := make([]byte, chunkBlocks*blockSize)
 	for _, run := range w.runs {
-		if err := d.rehash(o, run.first, run.end, buf); err != nil {
+		if err := d.rehash(o, run.first, run.end, buf, false); err != nil {
 			d.explain(err)
 			return
 		}

@@ -286,7 +286,9 @@ func writeEmpty(f disk.File, h *header) error {
 
 // rebuildSums makes the checksums of distrusted regions from the content: after a
 // crash, direct writes have reached the file in part. What is pending stays as the
-// log has it. Pages of trusted regions are read as they are.
+// log has it. Pages of trusted regions are read as they are. The content may be in the
+// page cache only, and after a sync that failed the system takes it for written: so
+// what the table does not know is written anew, for the next sync to find.
 func (d *drive) rebuildSums(o *obj) error {
 	if !o.hasFile {
 		o.rebuild, o.distrust = false, nil
@@ -312,7 +314,7 @@ func (d *drive) rebuildSums(o *obj) error {
 		if err := d.ensurePages(o, first, end); err != nil {
 			return err
 		}
-		if err := d.rehash(o, first, end, buf); err != nil {
+		if err := d.rehash(o, first, end, buf, true); err != nil {
 			return err
 		}
 	}
@@ -322,8 +324,10 @@ func (d *drive) rebuildSums(o *obj) error {
 }
 
 // rehash sets the checksums of [first, end) from the file's content. A block of zeros
-// that was a hole, or lies in one, is a hole.
-func (d *drive) rehash(o *obj, first, end uint32, buf []byte) error {
+// that was a hole, or lies in one, is a hole. With again, content that differs from what the checksums were of is written to the file anew,
+// and so are zeros that become holes: on the disk there may be something else.
+func (d *drive) rehash(o *obj, first, end uint32, buf []byte, again bool) error {
+	var sums []uint64
 	for b := first; b < end; {
 		start, stop, err := o.file.NextData(int64(b) * blockSize)
 		if errors.Is(err, io.EOF) || err == nil && start >= int64(end)*blockSize {
@@ -344,14 +348,40 @@ func (d *drive) rehash(o *obj, first, end uint32, buf []byte) error {
 			if err := readFull(o.file, buf[:n*blockSize], int64(b)*blockSize); err != nil {
 				return fmt.Errorf("read object %s: %w", o.key, err)
 			}
-			for i := range n {
-				sum := object.Sum(buf[i*blockSize:][:blockSize])
+			sums = object.AppendSums(sums[:0], buf[:n*blockSize])
+			if again {
+				if err := o.writeAgain(b, buf, sums); err != nil {
+					return err
+				}
+			}
+			for _, sum := range sums {
 				if old, _ := o.fileSum(b); old == 0 && sum == zeroSum {
 					sum = 0
 				}
 				o.setFileSum(b, sum)
 				b++
 			}
+		}
+	}
+	return nil
+}
+
+// writeAgain writes content to the file, of blocks from first on, as far as the table does not have their checksums, sums.
+func (o *obj) writeAgain(first uint32, content []byte, sums []uint64) error {
+	known := func(i int) bool {
+		sum, _ := o.fileSum(first + uint32(i))
+		return sum == sums[i]
+	}
+	for i := 0; i < len(sums); i++ {
+		from := i
+		for i < len(sums) && !known(i) {
+			i++
+		}
+		if i == from {
+			continue
+		}
+		if _, err := o.file.WriteAt(content[from*blockSize:i*blockSize], (int64(first)+int64(from))*blockSize); err != nil {
+			return fmt.Errorf("write object %s: %w", o.key, err)
 		}
 	}
 	return nil

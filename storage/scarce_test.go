@@ -183,16 +183,15 @@ func (r *rig) scarce(f *faults) {
 	}
 	r.end(end)
 	if r.rng.IntN(2) == 0 {
-		r.openScarce(f)
-		end = cut
+		end = max(end, r.openScarce(f))
 	}
 	r.mustOpen()
 	r.verify(end)
 }
 
-// openScarce opens the disks while they have no space for something, whether that fails or not. Then the power goes: what a failed sync
-// has lost is not there any more, as it would be for a process that only starts anew.
-func (r *rig) openScarce(f *faults) {
+// openScarce opens the disks while they have no space for something, whether that fails or not, and has them found as they are
+// then. It returns what the store went through.
+func (r *rig) openScarce(f *faults) fate {
 	r.t.Helper()
 	f.set(1+r.rng.IntN(3), 1<<r.rng.IntN(5), syscall.ENOSPC, func(op disktest.Op) bool { return op.Kind.Changes() })
 	err := r.open()
@@ -201,7 +200,9 @@ func (r *rig) openScarce(f *faults) {
 		time.Sleep(time.Duration(r.rng.Int64N(int64(time.Second))))
 	}
 	f.end()
-	r.end(cut)
+	end := fate(1 + r.rng.IntN(2)) // killed or cut
+	r.end(end)
+	return end
 }
 
 // plugScarce adds a disk that has no space for something, again and again until it has.
@@ -254,7 +255,7 @@ func (r *rig) clear() {
 }
 
 // TestModelScarce is TestModel on disks that now and then have no space for a single operation, and have it for the next, until the
-// power goes.
+// store is killed or the power goes.
 func TestModelScarce(t *testing.T) {
 	t.Parallel()
 	n, times := rounds(12), 10

@@ -76,7 +76,7 @@ type Log struct {
 	head  *head
 	fresh bool
 	boot  uint32
-	lost  []*segment // freed by Replay: never to be taken for live again
+	lost  []*segment // free, and never to be taken for live again
 
 	// wmu serialises writing of frames and rotation; it is taken before mu. syncMu
 	// serialises Sync and is taken before both.

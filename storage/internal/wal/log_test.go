@@ -207,3 +207,62 @@ func TestRotInRecords(t *testing.T) {
 		t.Error("nothing was refused")
 	}
 }
+
+// TestKilledAfterStartFailed: a log is found after the power went, whole or not; any sync of its opening fails, which the system says
+// once, and its process is killed. The next opening finds in the page cache what that sync was to make durable, and goes on. When the power goes again,
+// what was durable then is there, and nothing else.
+func TestKilledAfterStartFailed(t *testing.T) {
+	voided := false
+	for seed := range uint64(12) {
+		d := disktest.New("d")
+		l := mustReopen(t, d)
+		add(t, l, 1)
+		for _, b := range []uint32{2, 3} { // written and not synced
+			r := Record{Type: Hole, SizeShift: 22, Key: object.Key{ID: 3}, Block: b, Count: 1}
+			if _, err := l.Append(&r, nil, true, nil); err != nil {
+				t.Fatal(err)
+			}
+			rotate(t, l)
+		}
+		found := d.Reopen(seed)
+		for at := 1; ; at++ {
+			d := found.Restart()
+			n := 0
+			d.Hook(func(op disktest.Op) error {
+				if op.Kind != disktest.OpSync {
+					return nil
+				}
+				if n++; n == at {
+					return syscall.EIO
+				}
+				return nil
+			})
+			l, _, err := reopen(d)
+			if err == nil {
+				_ = l.Close()
+				break
+			}
+			d = d.Restart()
+			l, blocks, err := reopen(d)
+			if err != nil {
+				t.Fatalf("seed %d, sync %d: %v", seed, at, err)
+			}
+			voided = voided || len(blocks) < 3
+			add(t, l, 4)
+			for second := range uint64(4) {
+				got, after, err := reopen(d.Reopen(second))
+				if err != nil {
+					t.Fatalf("seed %d, sync %d, %d: %v", seed, at, second, err)
+				}
+				_ = got.Close()
+				if !slices.Equal(after, append(slices.Clone(blocks), 4)) {
+					t.Fatalf("seed %d, sync %d, %d: records %v after %v and 4", seed, at, second, after, blocks)
+				}
+			}
+			_ = l.Close()
+		}
+	}
+	if !voided {
+		t.Error("the log was always whole")
+	}
+}

@@ -61,6 +61,9 @@ func (l *Log) openSegments() error {
 		if err := s.readHeader(); err != nil {
 			return fmt.Errorf("read log segment %s: %w", name, err)
 		}
+		if s.sequence == 0 && s.length >= segmentStart { // made void perhaps, but its sync has failed: then the disk has the old header
+			l.lost = append(l.lost, s)
+		}
 	}
 	if l.fresh {
 		return l.refuseOrphans()
@@ -140,9 +143,10 @@ func (l *Log) Replay(fn func(*Record, Pos) error) error {
 			// numbers were given to other records.
 			r.limit = live[i+1].prevLSN
 		}
-		if r.end, err = r.segment(buf, s.sequence, s.boot); err != nil {
+		if s.tail, s.end, err = r.segment(buf, s.sequence, s.boot); err != nil {
 			return err
 		}
+		r.end = s.end
 		kept++
 	}
 	if r.last < durable {
@@ -187,23 +191,26 @@ type replayer struct {
 	rec     Record
 }
 
-// segment delivers the records of one segment and returns where its frames end.
-func (r *replayer) segment(seg []byte, sequence, boot uint32) (int64, error) {
-	off := int64(segmentStart)
+// segment delivers the records of one segment and returns where its frames end, and where those begin that nothing claims to be durable.
+func (r *replayer) segment(seg []byte, sequence, boot uint32) (tail, off int64, err error) {
+	tail, off = segmentStart, segmentStart
 	for {
 		h, desc, ok := frameAt(seg, off, sequence, boot)
 		if !ok || h.firstLSN != r.last+1 || h.lastLSN() > r.limit {
-			return off, nil
+			return tail, off, nil
 		}
 		payload := seg[off+frameHeaderBytes:][:h.payload]
 		if !r.check(h, desc, payload) {
-			return off, nil
+			return tail, off, nil
 		}
 		if err := r.deliver(h, desc, posOf(sequence, off+frameHeaderBytes)); err != nil {
-			return off, err
+			return tail, off, err
 		}
 		r.last = h.lastLSN()
 		off += roundUp(h.bytes())
+		if r.last <= r.durable {
+			tail = off
+		}
 	}
 }
 
@@ -242,16 +249,20 @@ func (r *replayer) deliver(h frameHeader, desc []byte, pos Pos) error {
 
 // Start makes what was replayed durable and begins a segment of its own for this
 // opening. After a killed process the replayed records may be in the page cache
-// only: they must not be lost to a power cut once later records depend on them.
+// only: they must not be lost to a power cut once later records depend on them. A sync alone
+// would not do where one has failed before: the system takes what that one has lost for written.
+// So what no later record knew to be durable is written anew.
 func (l *Log) Start() error {
 	// So may the head: segments that it declares retired are about to be used again, and
 	// an older head that came back would look for them.
 	if err := l.head.again(); err != nil {
 		return err
 	}
+	var buf []byte
 	for _, s := range *l.live.Load() {
-		if err := s.file.Sync(); err != nil {
-			return fmt.Errorf("sync log: %w", err)
+		var err error
+		if buf, err = s.again(buf); err != nil {
+			return fmt.Errorf("write log again: %w", err)
 		}
 	}
 	for _, s := range l.lost {

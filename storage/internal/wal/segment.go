@@ -25,6 +25,10 @@ type segment struct {
 	synced   uint64        // what was durable when the header was written
 	size     int64         // of the file, when the header was written
 	length   int64         // of the file
+
+	// What Replay has found that may not be durable is in [tail, end); the header may not be either, if that is not empty or there are
+	// no records at all.
+	tail, end int64
 }
 
 const (
@@ -65,6 +69,26 @@ func (s *segment) void() error {
 		return err
 	}
 	return s.file.Sync()
+}
+
+// again writes anew what of a live segment may not be durable, as it was found, and syncs the file. buf is as with load.
+func (s *segment) again(buf []byte) ([]byte, error) {
+	if s.tail < s.end || s.end == segmentStart {
+		var err error
+		if buf, err = s.load(buf, s.end); err != nil {
+			return buf, err
+		}
+		if int64(len(buf)) < s.end {
+			return buf, io.ErrUnexpectedEOF
+		}
+		if _, err := s.file.WriteAt(buf[s.tail:], s.tail); err != nil {
+			return buf, err
+		}
+		if _, err := s.file.WriteAt(buf[:segmentStart], 0); err != nil {
+			return buf, err
+		}
+	}
+	return buf, s.file.Sync()
 }
 
 // decodeHeader leaves sequence 0 if b is no segment header.
