@@ -155,16 +155,15 @@ func (l *life) announce() {
 	w.after(w.between(second/2, second), l.announce)
 	a := state.Announce{Name: l.n.name, Address: l.n.name, Zone: l.n.name, At: time.Now()}
 	if !l.n.gateway {
-		a.Disks = l.disks()
-		l.held(&a)
+		a.Disks = []state.Disk{{ID: l.n.name, Weight: 1 << 20}}
 	}
 	l.attempts++
 	s := &starting{steward.Announcement{Announce: a, Came: time.Now()}, l, l.attempts}
 	l.tell(func(g *reign) {
-		if s.attempt < l.arrived || l.serial < g.l.started[l.n.id] { // of a connection that the node has replaced, maybe as another process
+		if s.attempt < l.arrived { // of a connection that the node has replaced
 			return
 		}
-		s.Came, l.arrived, g.l.started[l.n.id] = time.Now(), s.attempt, l.serial
+		s.Came, l.arrived = time.Now(), s.attempt
 		g.starts = append(g.starts, s)
 	})
 }
@@ -246,9 +245,6 @@ func (l *life) unreached() (list []state.NodeID) {
 func (l *life) propose(c state.ChangeISR) {
 	w := l.n.w
 	w.note(func() {
-		if c.Remove == l.n.id && l.learns(object.Group{Policy: c.Policy, Partition: c.Partition}) {
-			l.asked[object.Group{Policy: c.Policy, Partition: c.Partition}] = c.Epoch
-		}
 		if l.over || w.trouble && w.chance(w.lost) {
 			return
 		}

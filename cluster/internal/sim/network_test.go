@@ -243,8 +243,6 @@ const (
 	skipEpoch      mutation = "take changes of other epochs"
 	takeUndecided  mutation = "serve while it is not decided who holds the partition"
 	ignoreSpace    mutation = "take a change for made that a member had no space for"
-	leaveAtOnce    mutation = "leave a disk while the primary counts on what it has brought there"
-	leaveAgain     mutation = "begin epochs anew for a disk that cannot be left"
 )
 
 // mutations is all of them, and within how many stories about what they must be found: some times as many
@@ -257,7 +255,7 @@ var mutations = []struct {
 	{ackEarly, "epochs", 40}, {wrongSource, "epochs", 40}, {skipGeneration, "anything", 40}, {skipSettle, "epochs", 40},
 	{ignoreLease, "leases", 1000}, {trustFlushes, "blackouts", 500}, {trustMarks, "blackouts", 500},
 	{skipEpoch, "epochs", 500}, {forgetDrain, "epochs", 3000}, {takeUndecided, "doubts", 1000},
-	{ignoreSpace, "space", 40}, {leaveAtOnce, "disks", 100}, {leaveAgain, "disks", 40},
+	{ignoreSpace, "space", 40},
 }
 
 // mutate makes the mistakes that are made on the way; true: the call is dealt with.

@@ -34,27 +34,22 @@ type node struct {
 	gateway  bool // without disks
 	life     *life
 	hung     bool
-	apart    bool             // from the leader
-	mute     bool             // it hears the leader and is not heard
-	deaf     time.Duration    // until when it hears of no commands
-	slow     bool             // its disk
-	dark     bool             // it has no power
-	narrow   bool             // its disk is small
-	capacity int64            // of the disk while it is small, in bytes; 0: it never is
-	disk     *disktest.Disk   // the first of
-	disks    []*disktest.Disk // none: a gateway
-	made     int              // disks
-	bad      map[string]bool  // disks that have failed
-	leaving  map[string]bool  // disks that are to be taken out
-	illInc   uint64           // in which incarnation
-	crashing bool             // the disk's power is to fail
-	power    bool             // and with it the machine's
-	serial   int              // of lives
-	died     time.Duration    // when
-	asleep   []func()         // what came while hung
-	marks    time.Duration    // between keeping them, about
-	promised int              // the newest term that it has heard of
-	stored   int              // how much of the log it has
+	apart    bool          // from the leader
+	mute     bool          // it hears the leader and is not heard
+	deaf     time.Duration // until when it hears of no commands
+	slow     bool          // its disk
+	dark     bool          // it has no power
+	narrow   bool          // its disk is small
+	capacity int64         // of the disk while it is small, in bytes; 0: it never is
+	disk     *disktest.Disk
+	crashing bool          // the disk's power is to fail
+	power    bool          // and with it the machine's
+	serial   int           // of lives
+	died     time.Duration // when
+	asleep   []func()      // what came while hung
+	marks    time.Duration // between keeping them, about
+	promised int           // the newest term that it has heard of
+	stored   int           // how much of the log it has
 }
 
 // life is one process of a node.
@@ -84,13 +79,10 @@ type life struct {
 	fence     map[object.VID]uint64           // newest generations seen
 	facts     steward.Facts
 	rots      []*logRot
-	proposals []state.ChangeISR              // on their way to the leader
-	asked     map[object.Group]state.Epoch   // epochs that it wants to end, to leave its disk
-	leaves    map[object.Group]time.Duration // when one ended for that in which it did not leave it
+	proposals []state.ChangeISR // on their way to the leader
 	links     map[state.NodeID]*link
 	conns     map[connection]uint64 // numbers of connections to others
 	newest    map[connection]uint64 // newest connections of others
-	started   map[state.NodeID]int  // newest processes of others that have announced themselves here
 	pending   map[int]func()        // ends of what is under way, for the process dies
 	acked     map[*volume][]*access // and not flushed
 	underway  int                   // requests of all its sessions
@@ -131,22 +123,16 @@ func (n *node) start() {
 	n.serial++
 	l := &life{
 		n: n, serial: n.serial, ended: make(chan struct{}), machine: state.New(), catalog: catalog.New(), view: &state.View{}, seen: &state.View{},
-		steward: steward.New(steward.Options{}), heard: w.now(), fence: map[object.VID]uint64{}, links: map[state.NodeID]*link{}, conns: map[connection]uint64{}, newest: map[connection]uint64{}, started: map[state.NodeID]int{}, pending: map[int]func(){}, asked: map[object.Group]state.Epoch{}, leaves: map[object.Group]time.Duration{}, acked: map[*volume][]*access{},
+		steward: steward.New(steward.Options{}), heard: w.now(), fence: map[object.VID]uint64{}, links: map[state.NodeID]*link{}, conns: map[connection]uint64{}, newest: map[connection]uint64{}, pending: map[int]func(){}, acked: map[*volume][]*access{},
 	}
 	n.life, n.hung, n.dark, n.asleep = l, false, false, nil
 	if !n.gateway {
-		n.replace()
-		n.disk = n.disks[0]
 		keepFree := int64(-1)
 		if w.faults[faultSpace] > 0 {
 			keepFree = reserve
 		}
-		var list []disk.FS
-		for _, d := range n.disks {
-			list = append(list, d)
-		}
 		s, err := storage.Open(storage.Config{
-			Disks: list, Node: n.name, Cluster: "sim", LogLimit: logSize, Reserve: keepFree, SmallWrite: smallWrite, OpenObjects: 16, Checkpoint: w.checkpoint, ScrubRate: -1,
+			Disks: []disk.FS{n.disk}, Node: n.name, Cluster: "sim", LogLimit: logSize, Reserve: keepFree, SmallWrite: smallWrite, OpenObjects: 16, Checkpoint: w.checkpoint, ScrubRate: -1,
 		})
 		if err != nil {
 			w.fail("%s: open store: %v", n.name, err)
@@ -187,9 +173,6 @@ func (l *life) enlist(inc uint64) {
 	w.after(0, l.renew)
 	if l.store != nil {
 		w.after(w.between(0, l.n.marks), l.keepMarks)
-		if w.faults[faultDisk] > 0 {
-			w.after(w.between(0, second), l.watchDisks)
-		}
 	}
 }
 
@@ -232,10 +215,10 @@ func (l *life) keepMarks() {
 		return
 	}
 	marks := l.reps.Marks()
-	(&slowStore{l}).Submit(&object.Request{Op: object.OpSync, Flags: object.FlagWorking, Done: func(r *object.Request) {
+	(&slowStore{l}).Submit(&object.Request{Op: object.OpSync, Done: func(r *object.Request) {
 		if r.Err == nil && !l.over {
 			switch err := l.store.KeepMarks(marks); {
-			case err == nil || len(l.n.bad) > 0 || slices.ContainsFunc(l.n.disks, (*disktest.Disk).Crashed):
+			case err == nil || l.n.disk.Crashed():
 			case l.n.narrow && errors.Is(err, object.ErrNoSpace):
 				w.happened("no space for marks") // what was kept before still is
 			default:
@@ -285,13 +268,12 @@ func (n *node) kill(power bool) {
 	w.logf("%s is killed, power cut: %v", n.name, power)
 	w.happened(fmt.Sprintf("killed, power cut %v", power))
 	n.crashing, n.dark = false, power
-	for i, d := range n.disks {
+	if n.disk != nil {
 		if power {
-			n.disks[i] = d.Reopen(w.rng.Uint64())
+			n.disk = n.disk.Reopen(w.rng.Uint64())
 		} else {
-			n.disks[i] = d.Restart()
+			n.disk = n.disk.Restart()
 		}
-		n.disk = n.disks[0]
 	}
 	if power {
 		w.weak, w.weakInc = n, n.life.inc
@@ -305,13 +287,13 @@ func (n *node) doom(power bool) {
 		return
 	}
 	n.crashing, n.power = true, power
-	n.disks[n.w.rng.IntN(len(n.disks))].CrashAt(int64(1 + n.w.rng.IntN(12)))
+	n.disk.CrashAt(int64(1 + n.w.rng.IntN(12)))
 }
 
 // strike kills the nodes whose disks have lost their power.
 func (w *world) strike() {
 	for _, n := range w.nodes {
-		if n.crashing && n.life != nil && slices.ContainsFunc(n.disks, (*disktest.Disk).Crashed) {
+		if n.crashing && n.life != nil && n.disk.Crashed() {
 			w.happened("killed within an operation of the disk")
 			n.kill(n.power)
 		}

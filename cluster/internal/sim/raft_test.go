@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -292,12 +291,6 @@ func (w *world) append(machine string, command []byte) (result []byte) {
 	} else {
 		before := w.oracle.View()
 		result = w.oracle.Apply(command)
-		if w.faults[faultDisk] > 0 {
-			var c state.Command
-			if json.Unmarshal(command, &c) == nil {
-				w.checkLeaves(&c, before)
-			}
-		}
 		if w.tracing {
 			w.logf("decided: %s", command)
 		}

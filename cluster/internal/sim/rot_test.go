@@ -180,9 +180,6 @@ func (w *world) rotting() bool { return len(w.taints) > 0 }
 
 // endures reports whether nothing is lost to rot by a fault of a node.
 func (w *world) endures(kind fault, n *node) bool {
-	if w.faults[faultDisk] > 0 && kind != faultPlace && kind != faultRenew && kind != faultMend && kind != faultSlow && w.ailing() {
-		return false
-	}
 	for _, t := range w.taints {
 		if t.deep && kind != faultPlace && kind != faultRenew && kind != faultMend {
 			return false

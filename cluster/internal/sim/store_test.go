@@ -2,10 +2,8 @@ package sim
 
 import (
 	"context"
-	"slices"
 	"time"
 
-	"sheepdog/cluster/state"
 	"sheepdog/storage/object"
 )
 
@@ -145,36 +143,11 @@ func (s *slowStore) Groups(ctx context.Context) ([]object.Group, error) {
 // Tight implements replicas.Store.
 func (s *slowStore) Tight(g object.Group) bool { return s.l.store != nil && s.l.store.Tight(g) }
 
-// Failed implements replicas.Store.
-func (s *slowStore) Failed(g object.Group) bool {
-	l := s.l
-	switch {
-	case l.over || l.store == nil || !l.store.Failed(g):
-		return false
-	case l.n.w.broken == leaveAtOnce && l.learns(g):
-		s.Abandon(g)
-		return false
-	case l.n.w.broken == leaveAgain && l.learns(g):
-		l.propose(state.ChangeISR{Policy: g.Policy, Partition: g.Partition, Epoch: l.view.Policies[0].Partitions[g.Partition].Epoch, Remove: l.n.id})
-	}
-	return true
-}
-
-// learns reports whether the node is a learner of a group, as far as it knows.
-func (l *life) learns(g object.Group) bool {
-	p := l.view.Policy(g.Policy)
-	return p != nil && int(g.Partition) < len(p.Partitions) && slices.Contains(p.Partitions[g.Partition].Learners, l.n.id)
-}
+// Failed implements replicas.Store: no disk fails here.
+func (s *slowStore) Failed(object.Group) bool { return false }
 
 // Abandon implements replicas.Store.
-func (s *slowStore) Abandon(g object.Group) bool {
-	if s.l.over || s.l.store == nil {
-		return false
-	}
-	gone := s.l.store.Abandon(g)
-	s.l.left(g, gone)
-	return gone
-}
+func (s *slowStore) Abandon(object.Group) bool { return false }
 
 // Rotten implements replicas.Store.
 func (s *slowStore) Rotten() map[object.Key][]uint32 {
@@ -207,7 +180,7 @@ func (s *slowStore) Heal(ctx context.Context, k object.Key, block uint32, data [
 func (l *life) keepMarksNow(context.Context) error {
 	marks := l.reps.Marks()
 	done := make(chan error, 1)
-	(&slowStore{l}).Submit(&object.Request{Op: object.OpSync, Flags: object.FlagWorking, Done: func(r *object.Request) {
+	(&slowStore{l}).Submit(&object.Request{Op: object.OpSync, Done: func(r *object.Request) {
 		if r.Err != nil || l.over {
 			done <- object.ErrClosed
 			return

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sheepdog/cluster/state"
+	"sheepdog/storage/disk/disktest"
 	"sheepdog/storage/object"
 )
 
@@ -58,8 +59,8 @@ func (w *world) tell() {
 	}
 	w.compare()
 	w.compareMachines()
-	if !w.run(func() bool { return w.strays() == "" }, 15*second) {
-		w.fail("nodes keep what others hold: %s: %s", w.strays(), w.situation())
+	if !w.run(func() bool { return !w.strays() }, 15*second) {
+		w.fail("nodes keep what others hold: %s", w.situation())
 	}
 }
 
@@ -74,9 +75,7 @@ func (w *world) bring() {
 			n.marks = 50 * ms
 		}
 		if !n.gateway {
-			n.bad, n.leaving = map[string]bool{}, map[string]bool{}
-			n.equip()
-			n.disk = n.disks[0]
+			n.disk = disktest.New(n.name)
 			w.shrink(n)
 		}
 		w.nodes = append(w.nodes, n)
@@ -92,8 +91,8 @@ func (w *world) bring() {
 func (w *world) finish() {
 	w.ended, w.trouble = true, false
 	for _, n := range w.nodes {
-		for _, d := range n.disks {
-			d.Crash() // nobody needs a checkpoint any more
+		if n.disk != nil {
+			n.disk.Crash() // nobody needs a checkpoint any more
 		}
 		if n.life != nil {
 			n.end()
@@ -118,7 +117,6 @@ func (w *world) peace() {
 		}
 		n.wake()
 		n.revive()
-		w.after(0, n.exchange)
 	}
 }
 
@@ -134,9 +132,6 @@ func (w *world) converged() bool {
 		return false
 	}
 	for _, n := range w.nodes {
-		if !n.gateway && !n.equipped() {
-			return false
-		}
 		if !n.running() || v.Node(n.id).State != state.NodeUp || n.life.applied < len(w.log) {
 			return false
 		}

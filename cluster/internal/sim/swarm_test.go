@@ -60,7 +60,6 @@ const (
 	faultDepose
 	faultDoubt
 	faultSpace
-	faultDisk
 	faultKinds
 )
 
@@ -72,7 +71,7 @@ var themes = []struct {
 	shape  func(s *setup, rng *rand.Rand)
 }{
 	{"anything", 3, func(s *setup, rng *rand.Rand) {
-		for i := range s.faults[:faultDisk] {
+		for i := range s.faults {
 			if rng.IntN(3) > 0 {
 				s.faults[i] = 1 + rng.IntN(4)
 			}
@@ -145,13 +144,6 @@ var themes = []struct {
 		s.copies, s.gateways = []int{1, 2, 2, 3, 3, 3}[rng.IntN(6)], min(s.gateways, s.nodes-3)
 		s.pause, s.checkpoint, s.sudden = s.between(rng, 100*ms, second), s.between(rng, 200*ms, 2*second), rng.IntN(4) == 0
 		s.objects, s.sectors, s.beat, s.depth = 4+uint32(rng.IntN(20)), []int{40, 96}[rng.IntN(2)], s.between(rng, 2*ms, 10*ms), 2+rng.IntN(4)
-	}},
-	// Disks fail, and are taken out.
-	{"disks", 1, func(s *setup, rng *rand.Rand) {
-		s.copies, s.gateways, s.partitions, s.harsh = 2+rng.IntN(2), min(s.gateways, s.nodes-3), 1<<rng.IntN(3), false
-		s.faults[faultDisk], s.faults[faultKill], s.faults[faultPlace], s.faults[faultRenew], s.faults[faultHang], s.faults[faultSlow] = 8, rng.IntN(3), rng.IntN(4), rng.IntN(2), rng.IntN(2), rng.IntN(2)
-		s.pause, s.trouble = s.between(rng, 100*ms, second), s.between(rng, 2*second, 6*second)
-		s.objects, s.depth, s.beat = 2+uint32(rng.IntN(20)), 1+rng.IntN(4), s.between(rng, 3*ms, 15*ms)
 	}},
 }
 
@@ -277,8 +269,6 @@ func (w *world) strikeWith(kind fault, n *node) {
 		w.doubt()
 	case faultSpace:
 		w.squeeze(n)
-	case faultDisk:
-		w.loseDisk(n)
 	}
 }
 
