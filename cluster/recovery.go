@@ -41,7 +41,7 @@ func (n *Node) Recovery() []RecoveryStatus {
 	v, self := n.state.View(), state.NodeID(n.self.Load())
 	var held density
 	if n.cfg.Store != nil {
-		held = density{objects: float64(n.cfg.Store.Objects()), partitions: float64(replicasOf(v, self))}
+		held = density{objects: float64(n.cfg.Store.Objects()), partitions: float64(Held(v, self))}
 	}
 	for _, w := range n.flock.replicas().Recovery() {
 		s := RecoveryStatus{
@@ -97,18 +97,6 @@ func leftBytes(w replicas.Recovering, missing int, held density) uint64 {
 		objects += min(done.of(unlisted), held.of(unlisted))
 	}
 	return uint64(float64(w.DoneBytes) / float64(w.Done) * objects)
-}
-
-// replicasOf counts the partitions that a node has something of.
-func replicasOf(v *state.View, node state.NodeID) (count int) {
-	for _, p := range v.Policies {
-		for i := range p.Partitions {
-			if q := &p.Partitions[i]; slices.Contains(q.ISR, node) || slices.Contains(q.Waiting, node) {
-				count++
-			}
-		}
-	}
-	return count
 }
 
 // missing counts the partitions of a primary that another node shall hold and is not in sync with.
